@@ -1,0 +1,1 @@
+"""Parley's Python client: everything a program needs to speak the contract."""

@@ -1,0 +1,1 @@
+"""BatchEstimator: quotes cost and time of workloads, and learns from what happened."""

@@ -1,0 +1,1 @@
+"""The orchestrator: keeps batches of conversations, pays for them once and tells how they go."""

@@ -1,0 +1,1 @@
+"""A local server that speaks the Anthropic Messages API: the keyless default, and the tests' opponent."""
