@@ -96,7 +96,10 @@ def dump_validate_descriptor(folder: Path) -> Path:
 def protoc(*arguments: str) -> None:
     bin_folder = Path(sys.executable).parent
     plugins = [f"--plugin=protoc-gen-{name}={bin_folder / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *plugins, *arguments], check=True, cwd=ROOT)
+    command = [sys.executable, "-m", "grpc_tools.protoc", *plugins, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
 
 
 if __name__ == "__main__":
