@@ -47,7 +47,11 @@ def answer_call(settings: Settings, call: Call, *, attempt: int) -> Answer:
         stop_reason = "sandbox_reason_nobody_knows"
     output_tokens = -(-len(text) // CHARS_PER_TOKEN)
     if output_tokens > call.max_tokens:
-        text, output_tokens, stop_reason = text[: call.max_tokens * CHARS_PER_TOKEN], call.max_tokens, "max_tokens"
+        text, output_tokens, stop_reason = (
+            text[: call.max_tokens * CHARS_PER_TOKEN],
+            call.max_tokens,
+            "max_tokens",
+        )
     return Answer("msg_" + digest[:12].hex(), text, output_tokens, stop_reason, pace, fault)
 
 
@@ -68,9 +72,7 @@ def _text(settings: Settings, call: Call, *, fault: Fault | None, rng: Random) -
         turns = _wrong_roles(turns, rng)
     if fault and fault.name == "placeholder":
         turns[-1] = Turn(turns[-1].role, "{{client_first_name}}, " + turns[-1].content)
-    text = json.dumps(
-        {"turns": [{"role": turn.role, "content": turn.content} for turn in turns]}, ensure_ascii=False
-    )
+    text = json.dumps({"turns": [{"role": turn.role, "content": turn.content} for turn in turns]}, ensure_ascii=False)
     if fault and fault.name == "malformed":
         # A quote that nobody escaped, and no end: what a lenient parser might otherwise complete.
         text = text.replace('"content": "', '"content": ""', 1)[:-2]

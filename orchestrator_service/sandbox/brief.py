@@ -24,9 +24,12 @@ MEANINGS = {
     "training topic": "topic",
     "subject": "topic",
 }
-RANGE = re.compile(r"(?:(\d{1,3})\s*(?:to|and|-|–)\s*)?(\d{1,3})\s+exchanges", re.IGNORECASE)
-BETWEEN_STAGES = re.compile(r"\s*(?:->|=>|→|⟶|—|–|,|;|/|\bthen\b|\bto\b|\bthrough\b|\binto\b)\s*", re.IGNORECASE)
-AFTER_NAME = re.compile(r"\s*[,(;:—–|]\s*|\s+-\s+|\s+(?=\d)|\s+(?:is|who|aged)\s+")
+RANGE_BEFORE = re.compile(r"(?:(\d{1,3})\s*(?:to|and|-|\u2013)\s*)?\b(\d{1,3})\s+$", re.IGNORECASE)
+RANGE_MAX_CHARS = 24
+BETWEEN_STAGES = re.compile(
+    r"\s*(?:->|=>|[\u2192\u27f6\u2014\u2013,;/]|\b(?:then|to|through|into)\b)\s*", re.IGNORECASE
+)
+AFTER_NAME = re.compile(r"\s*[,(;:|\u2014\u2013]\s*|\s+-\s+|\s+(?=\d)|\s+(?:is|who|aged)\s+")
 TIERS = {"scenario": "scenario", "edge_case": "edge_case", "edgecase": "edge_case", "edge": "edge_case"}
 
 
@@ -46,7 +49,7 @@ def read_brief(prompt: str) -> Brief:
     said: dict[str, str] = {}
     for match in LABELLED.finditer(prompt):
         label = match["label"].lower()
-        value = match["said"].strip(" \t\r*_`\"")
+        value = match["said"].strip(' \t\r*_`"')
         if value:
             said[MEANINGS.get(label, label)] = value
     arc = said.get("emotional arc", "unease to relief")
@@ -63,12 +66,17 @@ def read_brief(prompt: str) -> Brief:
 
 
 def _exchanges(prompt: str) -> tuple[int, int]:
-    found = RANGE.findall(prompt)
-    if not found:
-        return EXCHANGES_DEFAULT
-    first, second = found[-1]
-    ends = sorted(min(max(int(end), 1), EXCHANGES_MAX) for end in (first or second, second))
-    return ends[0], ends[1]
+    lowered = prompt.lower()
+    at = lowered.rfind("exchanges")
+    while at >= 0:
+        # Looked for backwards from the word: trying a pattern all along a long prompt costs ten times this.
+        found = RANGE_BEFORE.search(lowered, max(0, at - RANGE_MAX_CHARS), at)
+        if found:
+            first, second = found[1] or found[2], found[2]
+            ends = sorted(min(max(int(end), 1), EXCHANGES_MAX) for end in (first, second))
+            return ends[0], ends[1]
+        at = lowered.rfind("exchanges", 0, at)
+    return EXCHANGES_DEFAULT
 
 
 def _name(persona: str | None) -> str | None:

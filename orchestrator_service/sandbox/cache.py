@@ -46,12 +46,10 @@ class PromptCache:
                 break
         end = prefixes[last]
         written_tokens = end.tokens - read_tokens if end.tokens >= PREFIX_TOKENS_MIN else 0
-        return InputUsage(
-            input_tokens - written_tokens - read_tokens, written_tokens, read_tokens, end.ttl or "5m"
-        )
+        return InputUsage(input_tokens - written_tokens - read_tokens, written_tokens, read_tokens, end.ttl or "5m")
 
     def keep(self, prefixes: tuple[Prefix, ...], *, speed_up: float, now_s: float) -> None:
-        """Called when the call has completed: from here on others read what it wrote, and reading prolongs it."""
+        """For a call that has completed: others read now what it wrote, and reading prolongs the lifetime."""
         for prefix in prefixes:
             if prefix.ttl and prefix.tokens >= PREFIX_TOKENS_MIN:
                 self._warm_until_s.pop(prefix.digest, None)

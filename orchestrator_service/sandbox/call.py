@@ -18,9 +18,27 @@ MESSAGES_MAX = 100_000
 ROLES = ("user", "assistant", "system")
 SAMPLING = ("temperature", "top_p", "top_k")
 FIELDS = frozenset(
-    "max_tokens messages model cache_control container diagnostics inference_geo metadata output_config"
-    " service_tier speed stop_sequences stream system thinking tool_choice tools user_profile_id"
-    " workspace_id".split()
+    (
+        "max_tokens",
+        "messages",
+        "model",
+        "cache_control",
+        "container",
+        "diagnostics",
+        "inference_geo",
+        "metadata",
+        "output_config",
+        "service_tier",
+        "speed",
+        "stop_sequences",
+        "stream",
+        "system",
+        "thinking",
+        "tool_choice",
+        "tools",
+        "user_profile_id",
+        "workspace_id",
+    )
 )
 ASKS_FOR_JSON = re.compile(r"\bJSON\b", re.IGNORECASE)
 
@@ -79,11 +97,10 @@ class _CallInput:
     def __init__(self, fields: Fields) -> None:
         self.model = _model(fields)
         self.schema = _schema(fields)
-        self._system = fields.get("system")
+        self._system = _system(fields)
         self._messages = _messages(fields)
-        if self._system is not None and not isinstance(self._system, str | list):
-            raise _invalid("system: Input should be a valid string or list")
-        texts = [*_texts(self._system), *(text for message in self._messages for text in _texts(message["content"]))]
+        contents: list[object] = [self._system, *(message["content"] for message in self._messages)]
+        texts = [text for content in contents for text in _texts(content)]
         self.prompt = "\n".join(texts)
         chars = len(self.prompt)
         for extra in (self.schema, fields.get("tools")):
@@ -138,6 +155,13 @@ def _model(fields: Fields) -> str:
     if model not in MODELS:
         raise ApiError(404, f"model: {model}")
     return model
+
+
+def _system(fields: Fields) -> object:
+    system: object = fields.get("system")
+    if system is not None and not isinstance(system, str | list):
+        raise _invalid("system: Input should be a valid string or list")
+    return cast(object, system)
 
 
 def _messages(fields: Fields) -> list[Fields]:
@@ -213,7 +237,10 @@ def _prefixes(fields: Fields) -> tuple[Prefix, ...]:
 
 
 def _blocks(fields: Fields) -> Iterator[Fields]:
-    contents: list[tuple[str, Any]] = [("tools", fields.get("tools") or []), ("system", fields.get("system") or [])]
+    contents: list[tuple[str, Any]] = [
+        ("tools", fields.get("tools") or []),
+        ("system", fields.get("system") or []),
+    ]
     contents += [(message["role"], message["content"]) for message in fields["messages"]]
     for place, content in contents:
         for block in [{"type": "text", "text": content}] if isinstance(content, str) else content:

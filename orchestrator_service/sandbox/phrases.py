@@ -7,7 +7,7 @@ Pool = tuple[str, ...]
 
 def _crossed(firsts: str, seconds: str) -> Pool:
     """Every first with every second: a few lines of words give hundreds of phrases."""
-    return tuple(f"{first.strip()} {second.strip()}" for first, second in product(firsts.split("|"), seconds.split("|")))
+    return tuple(f"{first} {second}" for first, second in product(firsts.split("|"), seconds.split("|")))
 
 
 WHEN = _crossed(
@@ -15,7 +15,8 @@ WHEN = _crossed(
     "morning|afternoon|evening|night",
 )
 DID = _crossed(
-    "I opened|I put away|I went back to|I talked through|I avoided|I rewrote|I finally read|I printed|I stared at"
+    "I opened|I put away|I went back to|I talked through|I avoided|I rewrote|I finally read"
+    "|I printed|I stared at"
     "|I argued about|I half finished|I asked about|I hid|I sorted|I explained|I skimmed|I tore up|I saved",
     "the letter|the spreadsheet|that form|the whole list|my notes|the old photos|the shared calendar"
     "|the last statement|the plan we made|the unopened mail|that long email|the budget|the draft"
@@ -58,22 +59,51 @@ FEEL = (
     "When I picture telling a friend, I hear myself say",
     "The old label was wrong, and the new one is",
 )
-FIGURE = tuple(
-    f"{number} {unit}"
-    for number, unit in product(
-        (3, 4, 6, 9, 11, 12, 14, 17, 19, 22, 26, 28, 31, 35, 40, 44, 52, 60, 75, 90, 110, 130, 180, 240, 365),
-        ("minutes", "dollars", "pages", "steps", "lines in my notes", "small decisions", "unread messages"),
-    )
+NUMBERS = "3|4|6|9|11|12|14|17|19|22|26|28|31|35|40|44|52|60|75|90|110|130|180|240|365"
+COUNT = _crossed(NUMBERS, "minutes|dollars|pages|steps|lines in my notes|small decisions|unread messages|attempts")
+SPELL = _crossed(NUMBERS, "minutes|quiet minutes|hours|breaths|days|seconds|lines|words")
+SO_MUCH = (
+    "more than I had guessed",
+    "less than last time",
+    "the most so far",
+    "hardly anything by now",
+    "a start at least",
+    "double what the others needed",
+    "fair for one evening",
+    "give or take",
+    "not counting the phone",
 )
-AFTER_FIGURE = _crossed(
-    "which is|and that is|and they tell me this is|and I suppose that makes it",
-    "more than I had guessed|less than last time|about what a calm week takes|the most so far"
-    "|hardly anything by now|a start at least|double what the others needed|fair for one evening",
+NO_MORE = (
+    "no more",
+    "more or less",
+    "if you can spare it",
+    "counted loosely",
+    "and call it done",
+    "then look up",
+    "spread over a week",
+    "to begin with",
+)
+AROUND = (
+    "at the kitchen table",
+    "in the parked car",
+    "with the radio on",
+    "while the kettle boiled",
+    "before anyone was up",
+    "between two shifts",
+    "on the stairs",
+    "without my glasses",
+    "for the third time",
+    "with my coat still on",
+    "during the lunch break",
+    "after the neighbours left",
+    "instead of sleeping",
 )
 HEAR = _crossed(
-    "It makes sense that|I can hear that|Thank you for telling me that|It says a lot that|It is no small thing that"
-    "|Let us stay a moment with the fact that|I am glad that|It matters that|Before anything else, I notice that",
-    "you looked at it again|you did not turn away|this has been sitting with you|you chose your own words for it"
+    "It makes sense that|I can hear that|Thank you for telling me that|It says a lot that"
+    "|It is no small thing that"
+    "|I will remember that|I am glad that|It matters that|I notice that",
+    "you looked at it again|you did not turn away|this has been sitting with you"
+    "|you chose your own words for it"
     "|you asked before deciding|you kept a record|it still costs you something|you told someone"
     "|the week went differently|you want it to be fair|you slept on it|you let it be unfinished"
     "|you can describe it so exactly|you came back to the question",
@@ -109,13 +139,15 @@ REASON = _crossed(
     "That way|Often|The point is that|Most of the time|Done like this,|From there|In practice|With a little luck",
     "the next step shows itself|the pressure has somewhere to go|you keep the decision in your hands"
     "|the facts and the fear come apart|nobody has to guess|small progress stays visible"
-    "|a bad day cannot undo it|the numbers stop shouting|the conversation gets shorter|you find out what is missing"
+    "|a bad day cannot undo it|the numbers stop shouting|the conversation gets shorter"
+    "|you find out what is missing"
     "|the real question comes up by itself|there is room for a second opinion",
 )
 ASK = _crossed(
     "What would change if|Who would notice first if|How would it feel if|What is the first sign that"
     "|Where would you be sitting if|What could you put down if|Which part gets easier if",
-    "this took half the time|you trusted the first answer|the deadline moved|somebody said thank you|it went well"
+    "this took half the time|you trusted the first answer|the deadline moved"
+    "|somebody said thank you|it went well"
     "|you stopped explaining|the plan fitted on one page|you were allowed to be slow|they simply agreed"
     "|you heard the same story from a friend|tomorrow were an ordinary day",
 )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 from orchestrator_service.sandbox.faults import FAULTS
 
@@ -36,7 +36,9 @@ class Settings:
 
     @property
     def speed_up_announced(self) -> float:
-        return SPEED_UP_ZERO_LATENCY if self.zero_latency else self.speed_up
+        speed_up = SPEED_UP_ZERO_LATENCY if self.zero_latency else self.speed_up
+        # Read by people too: 40, not 40.0.
+        return int(speed_up) if speed_up.is_integer() else speed_up
 
     @property
     def speed_up_of_cache(self) -> float:
@@ -52,7 +54,7 @@ def changed(settings: Settings, changes: Mapping[str, object]) -> Settings:
         if check is None:
             raise SettingError(f"{name}: no such setting; known are {', '.join(sorted(CHECKS))}")
         checked[name] = check(name, value)
-    return replace(settings, **cast("dict[str, bool]", checked))
+    return replace(settings, **cast("dict[str, Any]", checked))
 
 
 def as_json(settings: Settings) -> dict[str, object]:

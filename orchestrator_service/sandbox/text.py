@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 from random import Random
+from typing import TypeVar
 
 from orchestrator_service.sandbox import phrases
 from orchestrator_service.sandbox.brief import Brief
@@ -15,20 +16,21 @@ SENTENCE_HALF_CHARS = 36
 SENTENCES_A_PARAGRAPH = 4
 
 Shape = tuple[str | Pool, ...]
+Dealt = TypeVar("Dealt")
 
 USER_SHAPES: tuple[Shape, ...] = (
     (phrases.WHEN, " ", phrases.DID, ", ", phrases.AND_SO, "."),
     (phrases.WORRY, "."),
     (phrases.WONDER, "?"),
-    ("It came to ", phrases.FIGURE, ", ", phrases.AFTER_FIGURE, "."),
-    (phrases.DID, " ", phrases.HOW, "."),
+    ("It came to ", phrases.COUNT, ", ", phrases.SO_MUCH, "."),
+    (phrases.DID, " ", phrases.AROUND, "."),
 )
 ASSISTANT_SHAPES: tuple[Shape, ...] = (
     (phrases.HEAR, "."),
     (phrases.SUGGEST, " ", phrases.HOW, "."),
     (phrases.REASON, "."),
     (phrases.ASK, "?"),
-    ("Allow about ", phrases.FIGURE, " for it, ", phrases.AFTER_FIGURE, "."),
+    ("Allow it ", phrases.SPELL, ", ", phrases.NO_MORE, "."),
 )
 
 
@@ -39,13 +41,13 @@ class Turn:
 
 
 class Decks:
-    """Deals from each pool in an order of its own, so nothing comes twice before all of the pool came once."""
+    """Deals from each pool in an order of its own: nothing comes twice before all of the pool came once."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
         self._dealt: dict[int, list[int]] = {}
 
-    def deal(self, pool: Pool) -> str:
+    def deal(self, pool: tuple[Dealt, ...]) -> Dealt:
         size = len(pool)
         deck = self._dealt.get(id(pool))
         if deck is None:
@@ -66,7 +68,7 @@ class Decks:
 
 
 def write_conversation(brief: Brief, *, exchanges: int, content_chars: int, rng: Random) -> list[Turn]:
-    """Alternating turns, the user's first, of about `content_chars` in all and at least a sentence or two each."""
+    """Alternating turns, the user's first, of about `content_chars` in all and a sentence each at least."""
     decks = Decks(rng)
     weights = [(0.7 if turn % 2 == 0 else 1.5) + 0.8 * rng.random() for turn in range(exchanges * 2)]
     chars_a_weight = content_chars / sum(weights)
@@ -128,8 +130,7 @@ def _assistant_sentences(stage: str, decks: Decks) -> Iterator[str]:
 
 def _endless(shapes: tuple[Shape, ...], decks: Decks) -> Iterator[str]:
     while True:
-        for shape in shapes:
-            yield decks.sentence(shape)
+        yield decks.sentence(decks.deal(shapes))
 
 
 def _greeting(brief: Brief, decks: Decks) -> str:

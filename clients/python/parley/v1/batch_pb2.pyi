@@ -505,7 +505,7 @@ class BatchSpec(_message.Message):
     prompt_cache: Global___PromptCache.ValueType
     """Whether the shared part of the prompts is cached at the provider."""
     max_attempts: _builtins.int
-    """Attempts at one conversation before it fails; 4 where 0."""
+    """Attempts at one conversation before it fails; 5 where 0. Being told to wait (429, 529) is not an attempt."""
     effort: _builtins.str
     """How hard the model thinks, in the provider's word (low, medium, high, max); the provider's default where empty."""
     @_builtins.property
