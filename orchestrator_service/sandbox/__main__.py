@@ -22,6 +22,8 @@ from orchestrator_service.sandbox.world import World
 
 # What is still being answered at the end is cut off; nobody waits for a sandbox.
 SHUTDOWN_TIMEOUT_S = 0.1
+# A batch may open a thousand connections at once.
+BACKLOG = 1_024
 EXIT_UNUSABLE = 2
 
 
@@ -108,7 +110,7 @@ async def _serve(settings: Settings, *, host: str, port: int) -> None:
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, reuse_port=False).start()
+        await web.TCPSite(runner, host, port, backlog=BACKLOG, reuse_port=False).start()
         _announce(settings, host=host, port=runner.addresses[0][1])
         await stop.wait()
     finally:

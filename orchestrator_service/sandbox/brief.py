@@ -1,6 +1,7 @@
 """What a prompt asks a conversation to be: who speaks, about what, in which mood and for how long."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 EXCHANGES_DEFAULT = (4, 5)
@@ -10,10 +11,10 @@ WORDS_MAX_CHARS = 90
 
 # "Persona: Maya, 34, nurse", "- **Emotional arc:** shame -> relief", "**Topic**: debt", "## Client: Jo Ann Reyes".
 LABELLED = re.compile(
-    r"^[ \t>#*+\d.)-]*(?:\*\*|__)?"
+    r"[ \t>#*+\d.)-]*(?:\*\*|__)?"
     r"(?P<label>persona|client|customer|user name|name|emotional arc|arc|topic|training topic|subject|tier)"
     r"(?:\*\*|__)?[ \t]*:[ \t]*(?:\*\*|__)?[ \t]*(?:\n[ \t>*+-]+)?(?P<said>[^\n]+)",
-    re.IGNORECASE | re.MULTILINE,
+    re.IGNORECASE,
 )
 MEANINGS = {
     "client": "persona",
@@ -26,6 +27,7 @@ MEANINGS = {
 }
 RANGE_BEFORE = re.compile(r"(?:(\d{1,3})\s*(?:to|and|-|\u2013)\s*)?\b(\d{1,3})\s+$", re.IGNORECASE)
 RANGE_MAX_CHARS = 24
+LABEL_MAX_CHARS = 40
 BETWEEN_STAGES = re.compile(
     r"\s*(?:->|=>|[\u2192\u27f6\u2014\u2013,;/]|\b(?:then|to|through|into)\b)\s*", re.IGNORECASE
 )
@@ -47,7 +49,7 @@ class Brief:
 def read_brief(prompt: str) -> Brief:
     """The last line of a kind wins: what all conversations share comes first in a prompt."""
     said: dict[str, str] = {}
-    for match in LABELLED.finditer(prompt):
+    for match in _labelled(prompt):
         label = match["label"].lower()
         value = match["said"].strip(' \t\r*_`"')
         if value:
@@ -63,6 +65,17 @@ def read_brief(prompt: str) -> Brief:
         exchanges_min=fewest,
         exchanges_max=most,
     )
+
+
+def _labelled(prompt: str) -> Iterator[re.Match[str]]:
+    """Goes from colon to colon, for a prompt has few of them and hundreds of lines."""
+    at = prompt.find(":")
+    while at >= 0:
+        line_at = prompt.rfind("\n", 0, at) + 1
+        match = LABELLED.match(prompt, line_at) if at - line_at <= LABEL_MAX_CHARS else None
+        if match:
+            yield match
+        at = prompt.find(":", match.end() if match else at + 1)
 
 
 def _exchanges(prompt: str) -> tuple[int, int]:

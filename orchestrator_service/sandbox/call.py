@@ -177,7 +177,7 @@ def _messages(fields: Fields) -> list[Fields]:
         _check_message(f"messages.{at}", message)
     checked = cast(list[Fields], messages)
     if checked[-1]["role"] == "assistant":
-        raise _invalid("messages: this model does not support assistant prefill; the last message must be the user's")
+        raise _invalid("messages: assistant prefill is not supported; the last message must be the user's")
     return checked
 
 

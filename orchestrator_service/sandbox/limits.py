@@ -82,5 +82,5 @@ class Limits:
             full_at = utc_now + timedelta(seconds=bucket.wait_s(bucket.per_minute))
             told[f"anthropic-ratelimit-{name}-limit"] = str(int(bucket.per_minute * bucket.speed_up))
             told[f"anthropic-ratelimit-{name}-remaining"] = str(max(0, int(bucket.level)))
-            told[f"anthropic-ratelimit-{name}-reset"] = f"{full_at:%Y-%m-%dT%H:%M:%S}Z"
+            told[f"anthropic-ratelimit-{name}-reset"] = full_at.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
         return told

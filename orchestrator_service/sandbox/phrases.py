@@ -183,11 +183,80 @@ SHIFT = (
     "Whatever comes next, {stage} has told you something.",
     "So {stage} is where we are, and that is useful to know.",
 )
-CLOSING = (
-    "You came in with {first} and you leave nearer to {last}, and you did the walking.",
-    "From {first} to {last} is a long way for one talk, so let the rest of the day be easy.",
-    "If {first} comes back tonight, remember how {last} felt just now.",
-    "Keep a note of this {last}, for it will be handy when {first} knocks again.",
-    "That is enough for today: {first} was heard, and {last} has a place to stay.",
-    "Next time we can check whether {last} held and what {first} still wants.",
+CLOSING = _crossed(
+    "You came in with {first} and leave nearer to {last},|From {first} to {last} is a long way for one talk,"
+    "|If {first} comes back tonight, remember how {last} felt,|Keep a note of this {last},"
+    "|That is enough {first} for today,|Next time we can see whether {last} held,"
+    "|Where {first} was, {last} has a place,",
+    "and you did the walking.|so let the day be easy.|and call it work well done.|for it will be handy."
+    "|and rest on it.|with or without a plan.|and thank you for staying."
+    "|as slowly as it needs.|and eat something warm.",
+)
+# What may stand at the end of a sentence, so that the same thought seldom comes in the same words.
+OF_HEARING = (
+    "even on a day like this",
+    "after all those months",
+    "with so little sleep",
+    "in the middle of everything",
+    "with everyone watching",
+    "long before it was easy",
+    "in spite of the noise",
+    "without being asked",
+    "though it was late",
+    "and so plainly",
+    "between two appointments",
+    "on top of the rest",
+)
+OF_REASON = (
+    "by the end of the week",
+    "sooner than planned",
+    "a little at a time",
+    "on most days",
+    "after a night of sleep",
+    "without a speech",
+    "at its own speed",
+    "even in a busy month",
+    "one evening at a time",
+    "before the next bill",
+    "with less noise",
+    "and stays that way",
+)
+OF_ASKING = (
+    "for once",
+    "this month",
+    "at home first",
+    "just this week",
+    "starting now",
+    "with nobody watching",
+    "before Friday",
+    "in plain daylight",
+    "a year from today",
+    "without a reason",
+    "on your birthday",
+)
+OF_WORRY = (
+    "more than the money",
+    "especially at night",
+    "if I am honest",
+    "on the way home",
+    "at the worst moments",
+    "even in the shower",
+    "since the spring",
+    "whatever I tell people",
+    "more often than I admit",
+    "and nothing else",
+    "twice a day",
+)
+OF_WONDER = (
+    "at this point",
+    "after all this",
+    "in the end",
+    "of all weeks",
+    "with winter coming",
+    "when nobody asks",
+    "before the holidays",
+    "at my age",
+    "in front of him",
+    "yet again",
+    "this late in the year",
 )

@@ -20,16 +20,16 @@ Dealt = TypeVar("Dealt")
 
 USER_SHAPES: tuple[Shape, ...] = (
     (phrases.WHEN, " ", phrases.DID, ", ", phrases.AND_SO, "."),
-    (phrases.WORRY, "."),
-    (phrases.WONDER, "?"),
+    (phrases.WORRY, ", ", phrases.OF_WORRY, "."),
+    (phrases.WONDER, " ", phrases.OF_WONDER, "?"),
     ("It came to ", phrases.COUNT, ", ", phrases.SO_MUCH, "."),
     (phrases.DID, " ", phrases.AROUND, "."),
 )
 ASSISTANT_SHAPES: tuple[Shape, ...] = (
-    (phrases.HEAR, "."),
+    (phrases.HEAR, " ", phrases.OF_HEARING, "."),
     (phrases.SUGGEST, " ", phrases.HOW, "."),
-    (phrases.REASON, "."),
-    (phrases.ASK, "?"),
+    (phrases.REASON, " ", phrases.OF_REASON, "."),
+    (phrases.ASK, " ", phrases.OF_ASKING, "?"),
     ("Allow it ", phrases.SPELL, ", ", phrases.NO_MORE, "."),
 )
 

@@ -1,0 +1,82 @@
+"""Output: tables on a terminal, plain tab-separated lines into a pipe, JSON lines where asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    out: Console
+    err: Console
+    as_json: bool
+
+    @property
+    def live(self) -> bool:
+        """True where somebody looks at a terminal."""
+        return self.out.is_terminal and not self.as_json
+
+    @property
+    def can_ask(self) -> bool:
+        return self.live and sys.stdin.isatty()
+
+    def show(self, renderable: RenderableType = "") -> None:
+        """For a terminal only."""
+        self.out.print(renderable)
+
+    def line(self, *columns: object) -> None:
+        """One line of columns, as it is: no wrapping, no colours, no markup."""
+        self.out.file.write("\t".join(_one_line(column) for column in columns) + "\n")
+        self.out.file.flush()
+
+    def text(self, text: str) -> None:
+        """Text as it is, with its line breaks."""
+        self.out.file.write(f"{text}\n")
+        self.out.file.flush()
+
+    def message(self, message: Message) -> None:
+        """One proto message as canonical JSON on one line."""
+        self.line(json_format.MessageToJson(message, indent=None, ensure_ascii=False))
+
+    def note(self, text: str) -> None:
+        """What is no result: for the person, not for the pipe."""
+        self.err.print(Text(text), soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+        if not self.live:
+            self.line(*columns)
+            for row in rows:
+                self.line(*row)
+            return
+        self.show(table(columns, rows, right=right))
+
+
+def new_output(*, as_json: bool) -> Output:
+    return Output(Console(file=sys.stdout, highlight=False), Console(file=sys.stderr, highlight=False), as_json=as_json)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
+    """Without frames: they cost width and say nothing."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return made
+
+
+def json_line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _one_line(column: object) -> str:
+    return " ".join(str(column).split("\n")).replace("\t", " ")

@@ -1,0 +1,200 @@
+"""Progress of a batch: redrawn in place on a terminal, a line now and then in a pipe."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from parley import money
+from parley.cli import words
+from parley.cli.output import Output, table
+from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
+from parley.wire import clock
+
+PLAIN_EVERY_S = 3.0
+EVENTS_SHOWN = 5
+STATE_STYLES = {
+    batch_pb2.BATCH_STATE_RUNNING: "cyan",
+    batch_pb2.BATCH_STATE_SUCCEEDED: "green",
+    batch_pb2.BATCH_STATE_PARTIALLY_SUCCEEDED: "yellow",
+    batch_pb2.BATCH_STATE_PAUSED: "yellow",
+    batch_pb2.BATCH_STATE_PAUSING: "yellow",
+    batch_pb2.BATCH_STATE_FAILED: "red",
+}
+
+
+class LiveProgress:
+    """Redraws itself with every message; what it shows last stays on the screen."""
+
+    def __init__(self, output: Output) -> None:
+        self._live = Live(console=output.out, auto_refresh=False, transient=False)
+        self._events: deque[batch_pb2.BatchEvent] = deque(maxlen=EVENTS_SHOWN)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def take(self, message: orchestrator_pb2.WatchBatchResponse) -> None:
+        if message.reset:
+            self._events.clear()
+        self._events.extend(message.events)
+        self._live.update(panel(message.batch, self._events, width=self._live.console.width), refresh=True)
+
+
+class PlainProgress:
+    """A line at every change of state or holds and at every failure, and else at most every few seconds."""
+
+    def __init__(self, output: Output, monotonic_s: Callable[[], float] = clock.monotonic_s) -> None:
+        self._output = output
+        self._monotonic_s = monotonic_s
+        self._told: tuple[object, ...] | None = None
+        self._told_at_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    def take(self, message: orchestrator_pb2.WatchBatchResponse) -> None:
+        for event in message.events:
+            if event.conversation_ended.state == conversation_pb2.CONVERSATION_STATE_FAILED:
+                self._output.text(f"failed   {words.event(event)}")
+        changed = (message.batch.state, tuple(hold.reason for hold in message.batch.holds))
+        now_s = self._monotonic_s()
+        if changed == self._told and now_s - self._told_at_s < PLAIN_EVERY_S and not message.last:
+            return
+        self._output.text(summary(message.batch))
+        if changed != self._told:
+            for hold in message.batch.holds:
+                self._output.text(f"held     {hold_line(hold)}")
+        self._told, self._told_at_s = changed, now_s
+
+
+class JsonProgress:
+    """Every message of the stream, as it came."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    def take(self, message: orchestrator_pb2.WatchBatchResponse) -> None:
+        self._output.message(message)
+
+
+def new_progress(output: Output) -> LiveProgress | PlainProgress | JsonProgress:
+    if output.as_json:
+        return JsonProgress(output)
+    return LiveProgress(output) if output.live else PlainProgress(output)
+
+
+def summary(batch: batch_pb2.Batch) -> str:
+    """One line that says how far a batch is."""
+    counts = batch.counts
+    parts = [
+        words.state(batch.state),
+        f"{words.done(counts)}/{counts.total} done",
+        f"{counts.failed} failed",
+        *([f"{counts.quarantined} quarantined"] if counts.quarantined else []),
+        f"{counts.in_flight} in flight",
+        f"spent {money.show(batch.spend.confirmed)}",
+    ]
+    if batch.HasField("forecast"):
+        parts.append(f"projected {money.show(batch.forecast.projected_cost)}")
+        parts.append(f"left {words.clock_time(words.seconds(batch.forecast.time_left))}")
+    return "  ".join(parts)
+
+
+def hold_line(hold: batch_pb2.Hold) -> str:
+    clears = f" Clears by itself at {words.day_and_time(hold.clears_at)} UTC." if hold.HasField("clears_at") else ""
+    return f"{words.hold(hold.reason)}: {hold.message}{clears} next: {hold.next_step}"
+
+
+def panel(batch: batch_pb2.Batch, events: Iterable[batch_pb2.BatchEvent], *, width: int) -> RenderableType:
+    parts: list[RenderableType] = [_title(batch), _bar(batch, width=width), _money(batch), Text(), tiers(batch)]
+    for hold in batch.holds:
+        parts += [Text(), Text.assemble(("held  ", "yellow"), hold_line(hold))]
+    logged = [_event(event) for event in events]
+    if logged:
+        parts += [Text(), *logged]
+    return Group(*parts)
+
+
+def _title(batch: batch_pb2.Batch) -> Text:
+    style = STATE_STYLES.get(batch.state, "bold")
+    title = Text.assemble((batch.display_name, "bold"), "  ", (words.bare_id(batch.name), "dim"), "  ")
+    title.append(words.state(batch.state), style=f"bold {style}")
+    if batch.waiting_for_limit:
+        title.append("  waiting for the rate limit", style="yellow")
+    title.no_wrap, title.overflow = True, "ellipsis"
+    return title
+
+
+def _bar(batch: batch_pb2.Batch, *, width: int) -> RenderableType:
+    counts = batch.counts
+    done = words.done(counts)
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    facts = f"{done}/{counts.total}  {counts.failed} failed  {counts.in_flight} in flight"
+    if batch.HasField("forecast"):
+        facts += f"  {words.clock_time(words.seconds(batch.forecast.time_left))} left"
+    bar = ProgressBar(total=max(1, counts.total), completed=done, width=max(10, min(40, width - len(facts) - 4)))
+    grid.add_row(bar, Text(facts, no_wrap=True))
+    return grid
+
+
+def _money(batch: batch_pb2.Batch) -> Text:
+    parts = [f"spent {money.show(batch.spend.confirmed)}"]
+    if batch.HasField("forecast"):
+        stale = " (last known)" if batch.forecast.stale else ""
+        parts.append(f"projected {money.show(batch.forecast.projected_cost)}{stale}")
+    if batch.HasField("quoted_cost"):
+        parts.append(f"quoted {money.show(batch.quoted_cost)}")
+    if batch.HasField("budget"):
+        parts.append(f"budget {money.show(batch.budget)}")
+    if money.to_nanos(batch.spend.possibly_spent):
+        parts.append(f"possibly spent {money.show(batch.spend.possibly_spent)}")
+    return Text("  ".join(parts))
+
+
+def tiers(batch: batch_pb2.Batch) -> Table:
+    columns = ("tier", "done", "total", "failed", "kept back", "in flight", "spent")
+    rows = [
+        (
+            tier.tier,
+            words.done(tier.counts),
+            tier.counts.total,
+            tier.counts.failed,
+            tier.counts.quarantined,
+            tier.counts.in_flight,
+            money.show(tier.cost),
+        )
+        for tier in batch.tiers
+    ]
+    return table(columns, rows, right=columns[1:])
+
+
+def _event(event: batch_pb2.BatchEvent) -> Text:
+    at = event.create_time.ToDatetime().strftime("%H:%M:%S")
+    return Text(f"{at}  {words.event(event)}", style="dim", no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,128 @@
+"""Words: states, durations, shares and events as the command says them."""
+
+from __future__ import annotations
+
+from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf.message import Message
+
+from parley import money
+from parley.v1 import batch_pb2, conversation_pb2, quote_pb2
+
+SETTLED = {
+    batch_pb2.BATCH_STATE_PAUSED,
+    batch_pb2.BATCH_STATE_CANCELLED,
+    batch_pb2.BATCH_STATE_SUCCEEDED,
+    batch_pb2.BATCH_STATE_PARTIALLY_SUCCEEDED,
+    batch_pb2.BATCH_STATE_FAILED,
+}
+
+
+def state(value: batch_pb2.BatchState.ValueType) -> str:
+    return _short(batch_pb2.BatchState.Name(value), "BATCH_STATE_")
+
+
+def hold(value: batch_pb2.HoldReason.ValueType) -> str:
+    return _short(batch_pb2.HoldReason.Name(value), "HOLD_REASON_")
+
+
+def conversation_state(value: conversation_pb2.ConversationState.ValueType) -> str:
+    return _short(conversation_pb2.ConversationState.Name(value), "CONVERSATION_STATE_")
+
+
+def review(value: conversation_pb2.Review.ValueType) -> str:
+    return _short(conversation_pb2.Review.Name(value), "REVIEW_") if value else ""
+
+
+def failure_reason(value: conversation_pb2.FailureReason.ValueType) -> str:
+    return _short(conversation_pb2.FailureReason.Name(value), "FAILURE_REASON_") if value else ""
+
+
+def _short(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower().replace("_", " ")
+
+
+def bare_id(name: str) -> str:
+    """x of batches/x: what a person types."""
+    return name.rpartition("/")[2]
+
+
+def seconds(duration: duration_pb2.Duration) -> float:
+    return duration.ToNanoseconds() / 1e9
+
+
+def clock_time(total_s: float) -> str:
+    """0:31, 12:05, 1:02:03."""
+    whole = max(0, round(total_s))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def span(total_s: float) -> str:
+    """31 s, 33 min, 2 h 5 min: for promises, where seconds after hours would pretend."""
+    if total_s < 10:
+        return f"{total_s:.1f} s"
+    if total_s < 90:
+        return f"{total_s:.0f} s"
+    minutes = round(total_s / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def day_and_time(at: timestamp_pb2.Timestamp) -> str:
+    return at.ToDatetime().strftime("%Y-%m-%d %H:%M") if at.seconds else ""
+
+
+def times(speed_up: float) -> str:
+    return f"{speed_up:g} x"
+
+
+def done(counts: batch_pb2.Counts) -> int:
+    """Conversations that need nothing more."""
+    return counts.generated + counts.failed + counts.cancelled
+
+
+def cost_at(cost: quote_pb2.CostRange, p: float) -> str:
+    found = next((quantile.value for quantile in cost.quantiles if abs(quantile.p - p) < 1e-6), None)
+    return money.show(found) if found is not None else "?"
+
+
+def time_at(time: quote_pb2.TimeRange, p: float) -> str:
+    found = next((quantile.value for quantile in time.quantiles if abs(quantile.p - p) < 1e-6), None)
+    return span(seconds(found)) if found is not None else "?"
+
+
+def event(logged: batch_pb2.BatchEvent) -> str:
+    """One line for an event of a batch's log."""
+    kind = logged.WhichOneof("detail")
+    detail = getattr(logged, kind) if kind else None
+    match detail:
+        case batch_pb2.StateChanged():
+            return f"{state(getattr(detail, 'from'))} -> {state(detail.to)}"
+        case batch_pb2.HoldAdded():
+            return f"held: {hold(detail.hold.reason)}: {detail.hold.message}"
+        case batch_pb2.HoldCleared():
+            return f"hold cleared: {hold(detail.reason)}"
+        case batch_pb2.ConversationEnded():
+            return _conversation_ended(detail)
+        case batch_pb2.SettingsChanged():
+            return f"changed: {', '.join(detail.fields)}"
+        case batch_pb2.ConversationsRequeued():
+            return f"{detail.count} conversations put back, run {detail.run}"
+        case batch_pb2.Recovered():
+            return f"server came back: {detail.conversations_requeued} conversations wait again"
+        case batch_pb2.BudgetMark():
+            return f"{detail.share:.0%} of the budget is spent"
+        case batch_pb2.RatesChanged():
+            return f"prices changed to version {detail.rate_version}"
+        case Message() | None:
+            return "something that this version does not know"
+        case _:
+            return ""
+
+
+def _conversation_ended(ended: batch_pb2.ConversationEnded) -> str:
+    about = f"#{ended.number} {ended.tier}"
+    if ended.state == conversation_pb2.CONVERSATION_STATE_FAILED:
+        return f"{about} failed: {failure_reason(ended.failure.reason)}: {ended.failure.message}"
+    return f"{about} {review(ended.review) or 'generated'} {money.show(ended.cost)}"

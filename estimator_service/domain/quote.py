@@ -1,0 +1,130 @@
+"""The promise for a workload: means and quantiles of cost and time, by group, and what a person should know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from estimator_service.domain import draws, makespan, rates
+from estimator_service.domain.draws import Array
+from estimator_service.domain.estimate import GroupEstimate, History, estimate_groups, expected_cost_nanos
+from estimator_service.domain.rates import Rate, RateTable
+from estimator_service.domain.warnings import Warning, warnings
+from estimator_service.domain.workload import Workload
+
+QUANTILES = (0.025, 0.05, 0.10, 0.50, 0.90, 0.95, 0.975)
+NEAR_COST = 0.10
+NEAR_TIME = 0.20
+
+AGE_MAX = timedelta(hours=24)
+COST_MOVE_MAX = 0.10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostRange:
+    mean_nanos: int
+    # One for each of QUANTILES, ascending.
+    quantiles_nanos: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeRange:
+    mean_s: float
+    # One for each of QUANTILES, ascending.
+    quantiles_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupQuote:
+    estimate: GroupEstimate
+    cost: CostRange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Everything that a quote says. The cost's mean is the sum of the groups' means, to the nano-dollar."""
+
+    cost: CostRange
+    time: TimeRange
+    groups: tuple[GroupQuote, ...]
+    rates: tuple[Rate, ...]
+    rates_version: str
+    warnings: tuple[Warning, ...]
+    cost_within_10_percent: float
+    time_within_20_percent: float
+    # None without a budget.
+    within_budget: float | None
+    # None where the provider runs at real speed.
+    real_time_mean_s: float | None
+
+
+def quote(workload: Workload, *, table: RateTable, history: History, seed: int, now: datetime) -> Figures:
+    """The same workload, prices, history and seed give the same figures."""
+    used = table.rates(workload.models, time=now)
+    estimates = estimate_groups(workload, {rate.model: rate for rate in used}, history)
+    drawn = draws.draw(estimates, seed=seed)
+    costs = [draws.cost_nanos(*pair) for pair in zip(estimates, drawn, strict=True)]
+    times = makespan.makespan_s(workload, estimates, drawn, speed_up=workload.speed_up)
+    cost: Array = np.sum(costs, axis=0)
+    mean_nanos, mean_s = expected_cost_nanos(estimates), float(times.mean())
+    within_budget = _share(cost <= float(workload.budget_nanos)) if workload.budget_nanos is not None else None
+    return Figures(
+        cost=_cost_range(cost, mean_nanos=mean_nanos),
+        time=TimeRange(mean_s=mean_s, quantiles_s=tuple(np.quantile(times, QUANTILES).tolist())),
+        groups=tuple(
+            GroupQuote(estimate=estimate, cost=_cost_range(each, mean_nanos=estimate.cost_nanos))
+            for estimate, each in zip(estimates, costs, strict=True)
+        ),
+        rates=used,
+        rates_version=rates.version(used),
+        warnings=warnings(
+            workload, estimates, cost_mean_nanos=mean_nanos, time_mean_s=mean_s, within_budget=within_budget, now=now
+        ),
+        cost_within_10_percent=_share(abs(cost - mean_nanos) <= NEAR_COST * mean_nanos),
+        time_within_20_percent=_share(abs(times - mean_s) <= NEAR_TIME * mean_s),
+        within_budget=within_budget,
+        real_time_mean_s=_real_time_s(workload, estimates, drawn),
+    )
+
+
+def stale_reason(
+    *,
+    age: timedelta,
+    workload: Workload,
+    version: str,
+    cost_mean_nanos: int,
+    table: RateTable,
+    history: History,
+    now: datetime,
+) -> str:
+    """Why a fresh quote would differ from the one with this version and mean; empty where it would not."""
+    if age > AGE_MAX:
+        return "it is older than 24 hours"
+    used = table.rates(workload.models, time=now)
+    if rates.version(used) != version:
+        return f"prices changed: the rates were version {version} and are {rates.version(used)}"
+    estimates = estimate_groups(workload, {rate.model: rate for rate in used}, history)
+    moved = expected_cost_nanos(estimates) - cost_mean_nanos
+    if abs(moved) > COST_MOVE_MAX * cost_mean_nanos:
+        return f"observed calls moved the expected cost by {moved / max(cost_mean_nanos, 1):+.0%}"
+    return ""
+
+
+def _real_time_s(
+    workload: Workload, estimates: Sequence[GroupEstimate], drawn: Sequence[draws.GroupDraws]
+) -> float | None:
+    if workload.speed_up <= 1:
+        return None
+    return float(makespan.makespan_s(workload, estimates, drawn, speed_up=1.0).mean())
+
+
+def _cost_range(cost: Array, *, mean_nanos: int) -> CostRange:
+    quantiles = tuple(round(value) for value in np.quantile(cost, QUANTILES).tolist())
+    return CostRange(mean_nanos=mean_nanos, quantiles_nanos=quantiles)
+
+
+def _share(hits: Array) -> float:
+    return float(np.mean(hits))

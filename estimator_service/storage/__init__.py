@@ -1,0 +1,1 @@
+"""What the estimator keeps: quotes and observations. The only importer of SQLAlchemy."""

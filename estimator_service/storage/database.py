@@ -1,0 +1,130 @@
+"""The database file: locked against a second estimator, migrated at start, written by one connection."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+T = TypeVar("T")
+READERS = 4
+BUSY_MS = 5_000
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class DatabaseUnusable(Exception):
+    """The file can't be opened, is held by another estimator, or is no database of ours; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Reads on read-only connections, writes one after the other."""
+
+    _writer: AsyncEngine
+    _readers: AsyncEngine
+
+    async def write(self, fact: Callable[[Connection], T]) -> T:
+        """Runs `fact` in a transaction of its own, which has committed when this returns."""
+        async with self._writer.begin() as connection:
+            return await connection.run_sync(fact)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """Runs `query` in one read transaction: all that it reads is of one moment."""
+        async with self._readers.connect() as connection, connection.begin():
+            return await connection.run_sync(query)
+
+
+@asynccontextmanager
+async def open_database(path: Path) -> AsyncIterator[Database]:
+    """Locks, migrates and opens the file. Raises DatabaseUnusable before anything is served."""
+    with _locked(path):
+        await asyncio.to_thread(migrate, path)
+        writer = _async_engine(path, connections=1, begin="BEGIN IMMEDIATE")
+        readers = _async_engine(path, connections=READERS, begin="BEGIN", pragmas=("query_only = ON",))
+        try:
+            yield Database(writer, readers)
+        finally:
+            await readers.dispose()
+            await writer.dispose()
+
+
+def migrate(path: Path, *, migrations: Path = MIGRATIONS) -> None:
+    """Brings the schema to the newest version in one transaction: killed half-way, the old schema is there."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+    engine = _configured(create_engine(_url(path, "sqlite"), **_ARGUMENTS), begin="BEGIN IMMEDIATE")
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise DatabaseUnusable(f"{path} can't be used as the estimator's database: {error.orig}") from error
+    except CommandError as error:
+        raise DatabaseUnusable(f"{path} was written by another version of the estimator: {error}") from error
+    finally:
+        engine.dispose()
+
+
+_ARGUMENTS: dict[str, Any] = {"connect_args": {"isolation_level": None, "timeout": BUSY_MS / 1000}}
+
+
+def _url(path: Path, driver: str) -> URL:
+    return URL.create(driver, database=str(path))
+
+
+def _async_engine(path: Path, *, connections: int, begin: str, pragmas: tuple[str, ...] = ()) -> AsyncEngine:
+    engine = create_async_engine(
+        _url(path, "sqlite+aiosqlite"), pool_size=connections, max_overflow=0, pool_timeout=BUSY_MS / 1000, **_ARGUMENTS
+    )
+    _configured(engine.sync_engine, begin=begin, pragmas=pragmas)
+    return engine
+
+
+def _configured(engine: Engine, *, begin: str, pragmas: tuple[str, ...] = ()) -> Engine:
+    """The driver begins nothing by itself, so that DDL rolls back too; FULL, so that a commit survives a power cut."""
+
+    def connected(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", *pragmas):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    def began(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", began)
+    return engine
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """An advisory lock beside the file, held while we live: the system drops it when the process ends, however."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DatabaseUnusable(f"{path} can't be opened: {error.strerror}. Set PARLEY_ESTIMATOR_DATABASE.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise DatabaseUnusable(
+            f"{path} is in use by another estimator. "
+            "Stop that one, or give this one its own file with PARLEY_ESTIMATOR_DATABASE."
+        ) from error
+    finally:
+        os.close(handle)

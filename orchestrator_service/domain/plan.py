@@ -1,0 +1,254 @@
+"""The spec spread over numbered conversations: item n is a pure function of (spec, seed, n)."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from random import Random
+
+from orchestrator_service.domain.spec import (
+    Axis,
+    AxisValue,
+    Finding,
+    Listed,
+    Parameters,
+    ParameterValue,
+    Spec,
+    Tier,
+    plain,
+    tier_axes,
+)
+
+
+class AxisText(str):
+    """An axis' placeholder: renders the value's text; `.id` is the value's id, or the text where it has none."""
+
+    id: str
+
+    def __new__(cls, text: str, *, id: str) -> AxisText:
+        made = super().__new__(cls, text)
+        made.id = id
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    number: int
+    tier: Tier
+    # Axis id to value id; without axes that a listed conversation filled in its own words.
+    axis_values: dict[str, str]
+    # Conversation over tier over shared, and an AxisText for each axis.
+    parameters: dict[str, ParameterValue]
+
+
+class Plan:
+    """Numbers run from 1: the tiers in the spec's order; in a tier the drawn ones, then its listed ones.
+
+    Assumes a spec without error findings. Nothing is held per drawn conversation.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        shared = _plain(spec.shared_parameters)
+        self._tiers = [_TierPlan(spec, tier, shared) for tier in spec.tiers]
+        self._ends = list(accumulate(tier.total for tier in self._tiers))
+        self.total = self._ends[-1] if self._ends else 0
+        self.tier_totals = {plan.tier.id: plan.total for plan in self._tiers}
+
+    def item(self, number: int) -> Item:
+        if not 1 <= number <= self.total:
+            raise IndexError(f"conversation {number} of {self.total}")
+        at = bisect_right(self._ends, number - 1)
+        plan = self._tiers[at]
+        return plan.item(number - 1 - (self._ends[at] - plan.total), number=number)
+
+    def items(self) -> Iterator[Item]:
+        return map(self.item, range(1, self.total + 1))
+
+    def numbers(self, tier_id: str) -> range:
+        """The numbers of a tier's conversations."""
+        at = [plan.tier.id for plan in self._tiers].index(tier_id)
+        end = self._ends[at]
+        return range(end - self._tiers[at].total + 1, end + 1)
+
+    def coverage(self) -> list[tuple[str, str, str, int]]:
+        """(tier, axis, value, conversations with it), also the zeros."""
+        return [cell for plan in self._tiers for cell in plan.coverage()]
+
+    def combinations(self) -> dict[str, int]:
+        """How many different combinations of axis values each tier has."""
+        return {plan.tier.id: plan.draw.combinations for plan in self._tiers}
+
+    def repeats(self) -> dict[str, int]:
+        """How many drawn conversations of each tier repeat a combination; only tiers with any."""
+        repeated = {plan.tier.id: plan.tier.count - plan.draw.combinations for plan in self._tiers}
+        return {tier: count for tier, count in repeated.items() if count > 0}
+
+    def findings(self) -> list[Finding]:
+        """A warning for each tier whose combinations run out."""
+        repeats, combinations = self.repeats(), self.combinations()
+        found: list[Finding] = []
+        for at, tier in enumerate(self.spec.tiers):
+            if tier.id in repeats:
+                message = (
+                    f"{repeats[tier.id]:,} conversations of tier {tier.id} repeat a combination of axis values:"
+                    f" there are {combinations[tier.id]:,}."
+                )
+                found.append(Finding("WARNING", "", f"tiers[{at}].count", message, tier=tier.id))
+        return found
+
+
+def claim_order(plan: Plan, expected_tokens: Mapping[str, float], pilot: int | None) -> list[int]:
+    """Numbers in the order in which they are claimed: a pilot spread over the tiers, then the longest first.
+
+    What takes longest goes first, so that no long call is left to run alone at the end.
+    """
+    order = list(plan.tier_totals)
+    longest_first = sorted(order, key=lambda tier: -expected_tokens.get(tier, 0.0))
+    first = _pilot_shares(plan.tier_totals, min(pilot or 0, plan.total))
+    numbers = {tier: plan.numbers(tier) for tier in longest_first}
+    piloted = [number for tier in longest_first for number in numbers[tier][: first[tier]]]
+    return piloted + [number for tier in longest_first for number in numbers[tier][first[tier] :]]
+
+
+def _pilot_shares(totals: Mapping[str, int], pilot: int) -> dict[str, int]:
+    """In proportion, by largest remainders; at least one of each tier that has any, where the pilot is large enough."""
+    total = sum(totals.values())
+    filled = [tier for tier, count in totals.items() if count]
+    least = 1 if pilot >= len(filled) else 0
+    exact = {tier: pilot * count / total if total else 0.0 for tier, count in totals.items()}
+    shares = {tier: max(math.floor(exact[tier]), least if totals[tier] else 0) for tier in totals}
+    while sum(shares.values()) < pilot:
+        open_tiers = [tier for tier in filled if shares[tier] < totals[tier]]
+        shares[max(open_tiers, key=lambda tier: exact[tier] - shares[tier])] += 1
+    while sum(shares.values()) > pilot:
+        shares[max(filled, key=lambda tier: shares[tier] - exact[tier] if shares[tier] > least else -1.0)] -= 1
+    return shares
+
+
+class _TierPlan:
+    """One tier: what its conversations have in common, and the draw of what they differ in."""
+
+    def __init__(self, spec: Spec, tier: Tier, shared: dict[str, ParameterValue]) -> None:
+        self.tier = tier
+        self.axes = tier_axes(spec, tier)
+        self.listed = [listed for listed in spec.listed if listed.tier == tier.id]
+        self.total = tier.count + len(self.listed)
+        self._common = shared | _plain(tier.parameters)
+        self._texts = {axis.id: [_text(value) for value in axis.values] for axis in self.axes}
+        self._ids = {axis.id: {value.id for value in axis.values} for axis in self.axes}
+        self._seed = spec.seed
+
+    @cached_property
+    def draw(self) -> _Draw:
+        return _Draw([(axis.id, len(axis.values)) for axis in self.axes], seed=f"{self._seed}/{self.tier.id}")
+
+    def item(self, index: int, *, number: int) -> Item:
+        """Listed conversations go on with the draw, for the axes that they leave open."""
+        parameters = dict(self._common)
+        for axis, value in self.draw.values(index):
+            parameters[axis] = self._texts[axis][value]
+        if index >= self.tier.count:
+            parameters.update(self._own(self.listed[index - self.tier.count]))
+        axis_values = {
+            axis: text.id
+            for axis, ids in self._ids.items()
+            if isinstance(text := parameters[axis], AxisText) and text.id in ids
+        }
+        return Item(number=number, tier=self.tier, axis_values=axis_values, parameters=parameters)
+
+    def coverage(self) -> Iterator[tuple[str, str, str, int]]:
+        listed = (self.item(index, number=0) for index in range(self.tier.count, self.total))
+        counts = Counter(pair for item in listed for pair in item.axis_values.items())
+        for axis in self.axes:
+            drawn = self.draw.counts(axis.id, self.tier.count)
+            for at, value in enumerate(axis.values):
+                yield self.tier.id, axis.id, value.id, drawn[at] + counts[axis.id, value.id]
+
+    def _own(self, listed: Listed) -> dict[str, ParameterValue]:
+        own = _plain(listed.parameters)
+        for axis in self.axes:
+            told = own.get(axis.id)
+            if isinstance(told, str):
+                own[axis.id] = _given_text(axis, told)
+        return own
+
+
+class _Axis:
+    """The part of the draw that one axis takes; a number x of the draw becomes one of `size` values.
+
+    period: after how many numbers the combinations of the axes before this one come round again. Its own value is
+    x + (x div lcm(period, size) + spread(block)) mod gcd(period, size), mod size, with block = (x mod lcm) div size.
+    Without the second term x alone would pair value a of this axis with the same few values of the earlier ones.
+    The term is constant on blocks of `size` numbers, so every prefix has each value equally often, within one.
+    It stays a bijection: for a given x mod period, the multiple of gcd in the value tells x mod lcm, the rest tells
+    x div lcm. `spread` may then be anything that depends on x mod lcm alone: here it is two shuffled digits, so that
+    axes whose sizes share factors do not move together.
+    """
+
+    def __init__(self, id: str, size: int, *, period: int, rng: Random) -> None:
+        self.id, self.size = id, size
+        self._gcd = math.gcd(period, size)
+        self._lcm = period // self._gcd * size
+        self._values = _shuffled(size, rng)
+        self._digits = _shuffled(self._gcd, rng), _shuffled(self._gcd, rng)
+
+    def value(self, x: int) -> int:
+        gcd = self._gcd
+        if gcd == 1:
+            return self._values[x % self.size]
+        round_, rest = divmod(x, self._lcm)
+        high, low = divmod(rest // self.size, gcd)
+        shift = round_ + self._digits[0][low] + self._digits[1][high % gcd]
+        return self._values[(x + shift % gcd) % self.size]
+
+
+class _Draw:
+    """Values for the axes of a tier: all combinations once before any comes twice, each value within one of even."""
+
+    def __init__(self, axes: list[tuple[str, int]], *, seed: str) -> None:
+        rng = Random(seed)
+        self.combinations = 1
+        self._axes: list[_Axis] = []
+        for at in _shuffled(len(axes), rng):
+            id, size = axes[at]
+            self._axes.append(_Axis(id, size, period=self.combinations, rng=rng))
+            self.combinations *= size
+
+    def values(self, index: int) -> list[tuple[str, int]]:
+        x = index % self.combinations
+        return [(axis.id, axis.value(x)) for axis in self._axes]
+
+    def counts(self, axis_id: str, count: int) -> list[int]:
+        """How often each value of an axis comes up in the first `count`: whole blocks, then what is begun."""
+        axis = next(axis for axis in self._axes if axis.id == axis_id)
+        whole, begun = divmod(count, axis.size)
+        counts = [whole] * axis.size
+        for index in range(count - begun, count):
+            counts[axis.value(index % self.combinations)] += 1
+        return counts
+
+
+def _shuffled(size: int, rng: Random) -> list[int]:
+    # Of all that Random offers, only seeding and random() stay the same from one Python to the next.
+    keys = [rng.random() for _ in range(size)]
+    return sorted(range(size), key=keys.__getitem__)
+
+
+def _text(value: AxisValue) -> AxisText:
+    return AxisText(value.text or value.id, id=value.id)
+
+
+def _given_text(axis: Axis, told: str) -> AxisText:
+    """A value of the axis, by its id or in its words, or else the conversation's own words."""
+    named = (_text(value) for value in axis.values if told in (value.id, value.text))
+    return next(named, AxisText(told, id=told))
+
+
+def _plain(parameters: Parameters) -> dict[str, ParameterValue]:
+    return {name: plain(value) for name, value in parameters.items()}

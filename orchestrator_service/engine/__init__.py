@@ -1,0 +1,1 @@
+"""What makes conversations: the supervisor, a runner for each batch, the limiter they share."""

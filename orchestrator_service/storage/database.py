@@ -1,0 +1,147 @@
+"""The database file: locked against a second orchestrator, migrated at start, written by one connection."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from orchestrator_service.storage.tables import store
+from orchestrator_service.storage.writer import Fact, Transaction, Writer
+
+T = TypeVar("T")
+READERS = 4
+BUSY_MS = 5_000
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class DatabaseUnusable(Exception):
+    """The file can't be opened, is held by another orchestrator, or is no database of ours; the text says which."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """Reads on read-only connections, writes through the one writer."""
+
+    writer: Writer
+    readers: AsyncEngine
+    generation: str
+
+    async def write(self, fact: Fact[T]) -> T:
+        return await self.writer.write(fact)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """Runs `query` in one read transaction: all that it reads is of one moment."""
+        async with self.readers.connect() as connection, connection.begin():
+            return await connection.run_sync(query)
+
+
+@asynccontextmanager
+async def open_database(path: Path, *, committed: Callable[[set[str]], None]) -> AsyncGenerator[Database]:
+    """Locks, migrates and opens the file. Raises DatabaseUnusable before anything is served."""
+    with _locked(path):
+        await asyncio.to_thread(migrate, path)
+        url = _url(path, "sqlite+aiosqlite")
+        writing = _configure(create_engine(_url(path, "sqlite"), **_ARGUMENTS), begin="BEGIN IMMEDIATE")
+        reading = create_async_engine(url, pool_size=READERS, max_overflow=0, **_ARGUMENTS)
+        _configure(reading.sync_engine, begin="BEGIN", pragmas=("query_only = ON",))
+        writer = Writer(writing, committed=committed)
+        running = asyncio.create_task(writer.run())
+        try:
+            yield Database(writer, reading, await writer.write(_generation))
+        finally:
+            writer.close()
+            await running
+            await reading.dispose()
+            writing.dispose()
+
+
+def migrate(path: Path) -> None:
+    """Brings the schema to the newest version in one transaction: killed half-way, the old schema is there."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = _configure(create_engine(_url(path, "sqlite"), **_ARGUMENTS), begin="BEGIN IMMEDIATE")
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise DatabaseUnusable(f"{path} can't be used as Parley's database: {error.orig}") from error
+    finally:
+        engine.dispose()
+
+
+def _generation(transaction: Transaction) -> str:
+    known = transaction.connection.execute(select(store.c.generation)).scalar_one_or_none()
+    if known is not None:
+        return known
+    drawn = secrets.token_hex(8)
+    transaction.connection.execute(insert(store).values(id=1, generation=drawn))
+    return drawn
+
+
+_ARGUMENTS: dict[str, Any] = {"connect_args": {"isolation_level": None, "timeout": BUSY_MS / 1000}}
+
+
+def _url(path: Path, driver: str) -> str:
+    return f"{driver}:///{path}"
+
+
+def _configure(engine: Engine, *, begin: str, pragmas: tuple[str, ...] = ()) -> Engine:
+    """The driver begins nothing by itself, so that DDL rolls back too; FULL, so that a commit survives a power cut."""
+
+    def connected(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", *pragmas):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    def began(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", began)
+    return engine
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """An advisory lock beside the file, held while we live: the system drops it when the process ends, however."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DatabaseUnusable(
+            f"{path} can't be opened: {error.strerror}. Set PARLEY_ORCHESTRATOR_DATABASE."
+        ) from error
+    try:
+        _take_lock(handle, path)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take_lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise DatabaseUnusable(
+            f"{path} is in use by another orchestrator (process {owner}). "
+            "Stop that one, or give this one its own file with PARLEY_ORCHESTRATOR_DATABASE."
+        ) from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, str(os.getpid()).encode(), 0)

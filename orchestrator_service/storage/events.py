@@ -1,0 +1,60 @@
+"""The log of a batch: numbered by a counter on the batch row that is raised in the same transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from orchestrator_service.storage.tables import batches, events
+from orchestrator_service.storage.writer import Transaction
+
+PAGE = 100
+
+_RAISE = (
+    update(batches)
+    .where(batches.c.id == bindparam("b_id"))
+    .values(last_event=batches.c.last_event + 1)
+    .returning(batches.c.last_event)
+)
+_INSERT = insert(events)
+_AFTER = (
+    select(events)
+    .where(
+        events.c.batch == bindparam("b_id"), events.c.number > bindparam("after"), events.c.number <= bindparam("upto")
+    )
+    .order_by(events.c.number)
+    .limit(PAGE)
+)
+
+
+@dataclass(frozen=True)
+class LoggedEvent:
+    number: int
+    created_us: int
+    kind: str
+    detail: Mapping[str, Any]
+
+
+def append(tx: Transaction, batch: str, kind: str, detail: Mapping[str, Any], *, now_us: int) -> None:
+    """Adds one event; `kind` is the name of its field in the contract's BatchEvent."""
+    number = tx.connection.execute(_RAISE, {"b_id": batch}).scalar_one()
+    insert_numbered(tx, batch, number, kind, detail, now_us=now_us)
+
+
+def insert_numbered(
+    tx: Transaction, batch: str, number: int, kind: str, detail: Mapping[str, Any], *, now_us: int
+) -> None:
+    """For a fact that has raised the counter itself, together with other columns of the batch row."""
+    row = {"batch": batch, "number": number, "created_us": now_us, "kind": kind, "detail": json.dumps(detail)}
+    tx.connection.execute(_INSERT, row)
+    tx.touch(batch)
+
+
+def after(connection: Connection, batch: str, number: int, *, upto: int) -> Sequence[LoggedEvent]:
+    """At most 100 events behind `number`, in order."""
+    rows = connection.execute(_AFTER, {"b_id": batch, "after": number, "upto": upto}).mappings()
+    return [LoggedEvent(row["number"], row["created_us"], row["kind"], json.loads(row["detail"])) for row in rows]

@@ -1,0 +1,244 @@
+"""The settlement: answer, usage, cost, verdict, row, counters and event of one call in one fact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import RowMapping, bindparam, delete, insert, select, update
+
+from orchestrator_service.domain.batch import BatchState, HoldReason
+from orchestrator_service.domain.conversation import ConversationState, Review
+from orchestrator_service.domain.ledger import CallOutcome, CallState, Usage
+from orchestrator_service.storage import events
+from orchestrator_service.storage.tables import USAGE_COLUMNS, answers, batches, calls, conversations, texts, tiers
+from orchestrator_service.storage.transitions import NewHold, hold, settle
+from orchestrator_service.storage.writer import Fact, Transaction
+
+
+@dataclass(frozen=True)
+class Made:
+    """The conversation is there; it passed its checks or is quarantined."""
+
+    turns: Sequence[tuple[str, str]]
+    # Check name, outcome, message.
+    checks: Sequence[tuple[str, str, str]]
+    passed: bool
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Again:
+    """Back to PENDING; being told to wait does not use up a try."""
+
+    counts: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settlement:
+    batch: str
+    number: int
+    call: int
+    outcome: CallOutcome
+    result: Made | GivenUp | Again
+    # None where the provider told no usage: free if it refused, POSSIBLY_SPENT if the answer was lost.
+    usage: Usage | None
+    cost_nanos: int
+    possibly_spent: bool
+    stop_reason: str = ""
+    provider_request_id: str = ""
+    http_status: int = 0
+    first_token_s: float | None = None
+    duration_s: float = 0.0
+    error: str = ""
+    raw: str = ""
+    hold: NewHold | None = None
+    stop_on_error: bool = False
+    now_us: int
+
+
+_CALL_STATE = select(calls.c.state, calls.c.reserved_nanos, calls.c.attempt).where(calls.c.id == bindparam("b_call"))
+_CALL_VERDICT = ("state", "outcome", "cost_nanos", "settled_us")
+_CALL_FACTS = ("stop_reason", "provider_request_id", "http_status", "first_token_s", "duration_s", "error")
+_CALL = (
+    update(calls)
+    .where(calls.c.id == bindparam("b_call"))
+    .values({name: bindparam(f"v_{name}") for name in (*_CALL_VERDICT, *_CALL_FACTS, *USAGE_COLUMNS)})
+)
+_ANSWER = insert(answers)
+_BATCH = (
+    update(batches)
+    .where(batches.c.id == bindparam("b_id"))
+    .values(
+        {
+            name: batches.c[name] + bindparam(f"v_{name}")
+            for name in (
+                "confirmed_nanos",
+                "reserved_nanos",
+                "possibly_spent_nanos",
+                "calls_settled",
+                "calls_possibly_spent",
+                "answered_nanos",
+                "answered_s",
+                "last_event",
+                *USAGE_COLUMNS,
+            )
+        }
+    )
+    .returning(batches.c.state, batches.c.last_event)
+)
+_VERDICT = ("review", "failure_reason", "failure_message", "checks", "ended_us")
+_CONVERSATION = (
+    update(conversations)
+    .where(
+        conversations.c.batch == bindparam("b_id"),
+        conversations.c.number == bindparam("b_number"),
+        conversations.c.state == ConversationState.RUNNING,
+        conversations.c.attempts == bindparam("b_attempt"),
+    )
+    .values({name: bindparam(f"v_{name}") for name in ("state", *_VERDICT)})
+    .values({name: conversations.c[name] + bindparam(f"v_{name}") for name in ("cost_nanos", "tries", *USAGE_COLUMNS)})
+    .returning(conversations.c.tier, conversations.c.cost_nanos)
+)
+_COUNTS = ("pending", "running", "generated", "failed", "deliverable", "quarantined", "cost_nanos")
+_TIER = (
+    update(tiers)
+    .where(tiers.c.batch == bindparam("b_id"), tiers.c.tier == bindparam("b_tier"))
+    .values({name: tiers.c[name] + bindparam(f"v_{name}") for name in _COUNTS})
+    .returning(tiers.c.pending, tiers.c.running)
+)
+_TEXT = insert(texts)
+_OLD_TEXT = delete(texts).where(texts.c.batch == bindparam("b_id"), texts.c.number == bindparam("b_number"))
+
+
+def settle_call(done: Settlement) -> Fact[BatchState]:
+    """The batch's state after it: anything but RUNNING means that no further call may start."""
+
+    def fact(tx: Transaction) -> BatchState:
+        call = tx.connection.execute(_CALL_STATE, {"b_call": done.call}).mappings().one()
+        _write_call(tx, done)
+        row = _write_conversation(tx, done, attempt=call["attempt"])
+        ended = row is not None and not isinstance(done.result, Again)
+        batch = tx.connection.execute(_BATCH, _sums(done, call, ended=ended)).mappings().one()
+        if row is None:
+            # The claim was taken back meanwhile; what was paid is in the ledger all the same.
+            tx.touch(done.batch)
+            return BatchState(batch["state"])
+        if ended:
+            detail = _ended_detail(done, row)
+            events.insert_numbered(
+                tx, done.batch, batch["last_event"], "conversation_ended", detail, now_us=done.now_us
+            )
+        tx.touch(done.batch)
+        return _follow(tx, done, row, BatchState(batch["state"]))
+
+    return fact
+
+
+def _follow(tx: Transaction, done: Settlement, row: RowMapping, state: BatchState) -> BatchState:
+    """What the settlement brings about: a hold, the end of the batch, or nothing."""
+    counts = tx.connection.execute(_TIER, _counts(done, row)).mappings().one()
+    if done.hold is not None:
+        state = hold(tx, done.batch, done.hold, now_us=done.now_us)
+    if done.stop_on_error and isinstance(done.result, GivenUp):
+        message = f"Conversation {done.number} failed: {done.result.message}"
+        state = hold(tx, done.batch, NewHold(HoldReason.STOP_ON_ERROR, message), now_us=done.now_us)
+    if state is BatchState.RUNNING and counts["pending"] + counts["running"]:
+        return state
+    return settle(tx, done.batch, now_us=done.now_us)
+
+
+def _write_call(tx: Transaction, done: Settlement) -> None:
+    state = CallState.POSSIBLY_SPENT if done.possibly_spent else CallState.SETTLED
+    values: dict[str, Any] = {f"v_{name}": getattr(done, name) for name in _CALL_FACTS} | _usage(done)
+    values |= {"b_call": done.call, "v_state": state, "v_outcome": done.outcome, "v_settled_us": done.now_us}
+    values["v_cost_nanos"] = None if done.possibly_spent else done.cost_nanos
+    tx.connection.execute(_CALL, values)
+    if done.raw:
+        tx.connection.execute(_ANSWER, {"call": done.call, "raw": done.raw})
+
+
+def _write_conversation(tx: Transaction, done: Settlement, *, attempt: int) -> RowMapping | None:
+    values: dict[str, Any] = {"b_id": done.batch, "b_number": done.number, "b_attempt": attempt, **_outcome(done)}
+    values |= {"v_cost_nanos": done.cost_nanos, **_usage(done)}
+    row = tx.connection.execute(_CONVERSATION, values).mappings().one_or_none()
+    if row is not None and isinstance(done.result, Made):
+        if attempt > 1:
+            # A quarantined text of an earlier attempt gives way; its raw answer stays in the ledger.
+            tx.connection.execute(_OLD_TEXT, {"b_id": done.batch, "b_number": done.number})
+        turns = json.dumps(done.result.turns, ensure_ascii=False)
+        tx.connection.execute(_TEXT, {"batch": done.batch, "number": done.number, "turns": turns})
+    return row
+
+
+def _outcome(done: Settlement) -> dict[str, Any]:
+    values: dict[str, Any] = {f"v_{name}": None for name in _VERDICT}
+    values["v_tries"] = 0
+    match done.result:
+        case Made(checks=checks, passed=passed):
+            review = Review.PASSED if passed else Review.QUARANTINED
+            values |= {"v_state": ConversationState.GENERATED, "v_review": review, "v_checks": json.dumps(checks)}
+            values["v_ended_us"] = done.now_us
+        case GivenUp(reason=reason, message=message):
+            values |= {"v_state": ConversationState.FAILED, "v_failure_reason": reason, "v_failure_message": message}
+            values["v_ended_us"] = done.now_us
+        case Again(counts=counts):
+            values |= {"v_state": ConversationState.PENDING, "v_tries": 0 if counts else -1}
+    return values
+
+
+def _usage(done: Settlement) -> dict[str, int]:
+    usage = done.usage or Usage()
+    return {f"v_{name}": getattr(usage, name) for name in USAGE_COLUMNS}
+
+
+def _sums(done: Settlement, call: RowMapping, *, ended: bool) -> dict[str, Any]:
+    """What the call adds to the batch's sums; one that was written off before comes back as what it was."""
+    reserve: int = call["reserved_nanos"]
+    was_reserved = call["state"] == CallState.RESERVED
+    was_possible = call["state"] == CallState.POSSIBLY_SPENT
+    answered = isinstance(done.result, Made)
+    return {
+        "b_id": done.batch,
+        "v_confirmed_nanos": done.cost_nanos,
+        "v_reserved_nanos": -reserve if was_reserved else 0,
+        "v_possibly_spent_nanos": reserve * (done.possibly_spent - was_possible),
+        "v_calls_settled": int(not done.possibly_spent),
+        "v_calls_possibly_spent": done.possibly_spent - was_possible,
+        "v_answered_nanos": done.cost_nanos if answered else 0,
+        "v_answered_s": done.duration_s if answered else 0.0,
+        "v_last_event": int(ended),
+        **_usage(done),
+    }
+
+
+def _counts(done: Settlement, row: RowMapping) -> dict[str, Any]:
+    values: dict[str, Any] = {f"v_{name}": 0 for name in _COUNTS}
+    values |= {"b_id": done.batch, "b_tier": row["tier"], "v_running": -1, "v_cost_nanos": done.cost_nanos}
+    match done.result:
+        case Made(passed=passed):
+            values |= {"v_generated": 1, "v_deliverable": int(passed), "v_quarantined": int(not passed)}
+        case GivenUp():
+            values["v_failed"] = 1
+        case Again():
+            values["v_pending"] = 1
+    return values
+
+
+def _ended_detail(done: Settlement, row: RowMapping) -> Mapping[str, Any]:
+    detail: dict[str, Any] = {"number": done.number, "tier": row["tier"], "cost_nanos": row["cost_nanos"]}
+    match done.result:
+        case Made(passed=passed):
+            review = Review.PASSED if passed else Review.QUARANTINED
+            return detail | {"state": ConversationState.GENERATED, "review": review}
+        case GivenUp(reason=reason, message=message):
+            return detail | {"state": ConversationState.FAILED, "failure_reason": reason, "failure_message": message}
+        case Again():  # Not an end; never asked for.
+            return detail
