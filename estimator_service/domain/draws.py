@@ -80,12 +80,13 @@ def _drift(rng: np.random.Generator) -> _Drift:
 def _draw_group(estimate: GroupEstimate, count: int, drift: _Drift, rng: np.random.Generator) -> GroupDraws:
     tokens, calls_each = estimate.tokens, estimate.group.calls_each
     shape = (DRAWS, count)
-    calls = calls_each + rng.poisson(calls_each * FAILURE_SHARE / (1 - FAILURE_SHARE), shape)
+    repeats = rng.poisson(calls_each * FAILURE_SHARE / (1 - FAILURE_SHARE), shape)
+    calls: Array = (calls_each + repeats).astype(np.float64)
     # The mean over several calls of one conversation varies less than one call does.
     narrowing = math.sqrt(max(calls_each, 1.0))
     per_call = tokens.output_tokens_uncapped * _lognormal(drift.output, OUTPUT_DRIFT_LOG_SD)
     per_call = per_call * _lognormal(rng.standard_normal(shape), OUTPUT_SPREAD_LOG_SD / narrowing)
-    output = calls * np.minimum(per_call, estimate.group.max_output_tokens or math.inf)
+    output: Array = calls * np.minimum(per_call, estimate.group.max_output_tokens or math.inf)
     fresh = estimate.fresh_tokens * _lognormal(drift.input, tokens.input_drift_log_sd)
     slowness = _lognormal(drift.speed, SPEED_DRIFT_LOG_SD) * _lognormal(
         rng.standard_normal(shape), SPEED_SPREAD_LOG_SD / narrowing

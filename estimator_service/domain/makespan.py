@@ -45,7 +45,11 @@ class Work:
 
     @property
     def total_s(self) -> Array:
-        return self.seconds @ self.scale
+        return self.of_all(self.seconds)
+
+    def of_all(self, amounts: Array) -> Array:
+        """The sum over all conversations, in every draw."""
+        return np.asarray(amounts @ self.scale, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +97,8 @@ def binding(workload: Workload, estimates: Sequence[GroupEstimate]) -> Binding |
     if limited_s <= 0:
         return None
     enough = max(1, math.ceil(work_s / limited_s))
-    return Binding(limit=name, concurrency_enough=enough) if enough < min(workload.concurrency, workload.count) else None
+    slots = min(workload.concurrency, workload.count)
+    return Binding(limit=name, concurrency_enough=enough) if enough < slots else None
 
 
 def _needs(estimates: Sequence[GroupEstimate]) -> dict[str, float]:
@@ -152,7 +157,7 @@ class _Bucket:
 def walked_s(work: Work, *, slots: int) -> Array:
     """Every conversation starts, in order, as soon as a slot is free and no bucket forbids it."""
     draws, count = work.seconds.shape
-    rows = np.arange(draws)
+    rows = np.arange(draws, dtype=np.intp)
     free_s = np.zeros((draws, slots))
     start_s = np.zeros(draws)
     buckets = [_Bucket(demand, draws) for demand in work.demands]
@@ -179,6 +184,6 @@ def bounded_s(work: Work, *, slots: int, rng: np.random.Generator) -> Array:
     rest_s = rng.random(last.shape) * last * bias
     ends = [work.total_s / slots + rest_s.max(axis=1) - rest_s.mean(axis=1)]
     for demand in work.demands:
-        lacking = demand.amounts @ work.scale - demand.limit.capacity
+        lacking = work.of_all(demand.amounts) - demand.limit.capacity
         ends.append(lacking / demand.limit.per_second + last.mean(axis=1))
     return np.max(ends, axis=0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
+from numpy.typing import NDArray
 
 from estimator_service.domain import draws, makespan, rates
 from estimator_service.domain.draws import Array
@@ -126,5 +127,5 @@ def _cost_range(cost: Array, *, mean_nanos: int) -> CostRange:
     return CostRange(mean_nanos=mean_nanos, quantiles_nanos=quantiles)
 
 
-def _share(hits: Array) -> float:
+def _share(hits: NDArray[np.bool_]) -> float:
     return float(np.mean(hits))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(path: Path) -> AsyncIterator[Database]:
+async def open_database(path: Path) -> AsyncGenerator[Database]:
     """Locks, migrates and opens the file. Raises DatabaseUnusable before anything is served."""
     with _locked(path):
         await asyncio.to_thread(migrate, path)
@@ -111,7 +111,7 @@ def _configured(engine: Engine, *, begin: str, pragmas: tuple[str, ...] = ()) ->
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     """An advisory lock beside the file, held while we live: the system drops it when the process ends, however."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,12 +119,17 @@ def _locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DatabaseUnusable(f"{path} can't be opened: {error.strerror}. Set PARLEY_ESTIMATOR_DATABASE.") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take_lock(handle, path)
         yield
+    finally:
+        os.close(handle)
+
+
+def _take_lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise DatabaseUnusable(
             f"{path} is in use by another estimator. "
             "Stop that one, or give this one its own file with PARLEY_ESTIMATOR_DATABASE."
         ) from error
-    finally:
-        os.close(handle)

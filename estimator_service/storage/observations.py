@@ -25,7 +25,7 @@ def insert_observations(connection: Connection, observed: Sequence[Observation],
     """How many were new."""
     rows = [_row(observation) | {"recorded_us": microseconds(now)} for observation in observed]
     statement = insert(observations).on_conflict_do_nothing(index_elements=["call"])
-    return sum(connection.execute(statement, row).rowcount for row in rows)
+    return connection.execute(statement, rows).rowcount
 
 
 def get_history(connection: Connection, *, models: Collection[str], provider: str) -> History:
@@ -83,11 +83,11 @@ def _paces(connection: Connection, answered: ColumnElement[bool]) -> dict[str, P
 def _row(observation: Observation) -> dict[str, object]:
     first = observation.first_token_delay
     end = observation.end_time
-    return {name: getattr(observation, name) for name in (*_SAME, *TOKEN_COLUMNS)} | {
-        "duration_us": observation.duration // MICROSECOND,
-        "first_token_us": None if first is None else first // MICROSECOND,
-        "ended_us": None if end is None else microseconds(end),
-    }
+    row: dict[str, object] = {name: getattr(observation, name) for name in (*_SAME, *TOKEN_COLUMNS)}
+    row["duration_us"] = observation.duration // MICROSECOND
+    row["first_token_us"] = None if first is None else first // MICROSECOND
+    row["ended_us"] = None if end is None else microseconds(end)
+    return row
 
 
 # Columns that are called and held as the domain has them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 from sqlalchemy.dialects.sqlite import insert
@@ -94,5 +95,5 @@ def _fitting(sizes: list[int]) -> int:
 _READ = select(quotes.c.position, quotes.c.owner, quotes.c.request_sha256, quotes.c.body)
 
 
-def _stored(row: Row[tuple[int, str, str, bytes]]) -> StoredQuote:
+def _stored(row: Row[Any, Any, Any, Any]) -> StoredQuote:
     return StoredQuote(position=row[0], owner=row[1], request_sha256=row[2], body=row[3])

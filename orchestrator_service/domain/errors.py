@@ -44,5 +44,7 @@ class InvalidRequest(ParleyError):
     """A field of the request is at fault."""
 
     def __init__(self, field: str, message: str, *, reason: str = "INVALID_FIELD", **metadata: str) -> None:
-        super().__init__(reason, message, violations=[FieldViolation(field, message)], metadata={"field": field} | metadata)
+        super().__init__(
+            reason, message, violations=[FieldViolation(field, message)], metadata={"field": field} | metadata
+        )
         self.field = field

@@ -24,6 +24,11 @@ from orchestrator_service.domain.spec import (
     tier_axes,
 )
 
+MASK_64 = 2**64 - 1
+# For each place in a draw about so many ways are tried, and judged by the first so many numbers.
+TRIES = 16
+JUDGED_BY = 512
+
 
 class AxisText(str):
     """An axis' placeholder: renders the value's text; `.id` is the value's id, or the text where it has none."""
@@ -127,7 +132,8 @@ def _pilot_shares(totals: Mapping[str, int], pilot: int) -> dict[str, int]:
         open_tiers = [tier for tier in filled if shares[tier] < totals[tier]]
         shares[max(open_tiers, key=lambda tier: exact[tier] - shares[tier])] += 1
     while sum(shares.values()) > pilot:
-        shares[max(filled, key=lambda tier: shares[tier] - exact[tier] if shares[tier] > least else -1.0)] -= 1
+        above = [tier for tier in filled if shares[tier] > least]
+        shares[max(above, key=lambda tier: shares[tier] - exact[tier])] -= 1
     return shares
 
 
@@ -184,28 +190,33 @@ class _Axis:
 
     period: after how many numbers the combinations of the axes before this one come round again. Its own value is
     x + (x div lcm(period, size) + spread(block)) mod gcd(period, size), mod size, with block = (x mod lcm) div size.
-    Without the second term x alone would pair value a of this axis with the same few values of the earlier ones.
+    Without the second term x alone would pair a value of this axis with the same few values of the earlier ones.
     The term is constant on blocks of `size` numbers, so every prefix has each value equally often, within one.
     It stays a bijection: for a given x mod period, the multiple of gcd in the value tells x mod lcm, the rest tells
-    x div lcm. `spread` may then be anything that depends on x mod lcm alone: here it is two shuffled digits, so that
-    axes whose sizes share factors do not move together.
+    x div lcm. So `spread` may be anything that depends on x mod lcm alone: a shuffled digit, so that blocks in a row
+    differ, and chance on top, so that axes whose sizes share factors do not move together.
     """
 
     def __init__(self, id: str, size: int, *, period: int, rng: Random) -> None:
         self.id, self.size = id, size
         self._gcd = math.gcd(period, size)
         self._lcm = period // self._gcd * size
+        self.is_free = self._gcd == 1
         self._values = _shuffled(size, rng)
-        self._digits = _shuffled(self._gcd, rng), _shuffled(self._gcd, rng)
+        self._digits = _shuffled(self._gcd, rng)
+        self._salt = int(rng.random() * 2**53)
 
     def value(self, x: int) -> int:
         gcd = self._gcd
-        if gcd == 1:
+        if self.is_free:
             return self._values[x % self.size]
         round_, rest = divmod(x, self._lcm)
         high, low = divmod(rest // self.size, gcd)
-        shift = round_ + self._digits[0][low] + self._digits[1][high % gcd]
+        shift = round_ + self._digits[low] + _mixed(high, self._salt)
         return self._values[(x + shift % gcd) % self.size]
+
+    def first(self, count: int) -> list[int]:
+        return [self.value(x) for x in range(count)]
 
 
 class _Draw:
@@ -215,10 +226,21 @@ class _Draw:
         rng = Random(seed)
         self.combinations = 1
         self._axes: list[_Axis] = []
-        for at in _shuffled(len(axes), rng):
-            id, size = axes[at]
-            self._axes.append(_Axis(id, size, period=self.combinations, rng=rng))
-            self.combinations *= size
+        columns: list[list[int]] = []
+        left = [axes[at] for at in _shuffled(len(axes), rng)]
+        while left:
+            best = max(self._ways(left, rng), key=lambda axis: _pairing(axis, columns))
+            left.remove((best.id, best.size))
+            self.combinations *= best.size
+            self._axes.append(best)
+            columns.append(best.first(JUDGED_BY))
+
+    def _ways(self, left: list[tuple[str, int]], rng: Random) -> Iterator[_Axis]:
+        """The next axis may be any of those left; its size decides whether there is more than one way to draw it."""
+        for id, size in left:
+            tries = -(-TRIES // len(left)) if math.gcd(self.combinations, size) > 1 else 1
+            for _ in range(tries):
+                yield _Axis(id, size, period=self.combinations, rng=rng)
 
     def values(self, index: int) -> list[tuple[str, int]]:
         x = index % self.combinations
@@ -234,10 +256,32 @@ class _Draw:
         return counts
 
 
+def _pairing(axis: _Axis, columns: list[list[int]]) -> tuple[float, bool]:
+    """The least share of value pairs that an axis meets with one of the earlier ones early on.
+
+    Where that is equal, an axis that shares no factor with them goes first: it has no choice, and later may need one.
+    """
+    shares: list[float] = []
+    values = axis.first(JUDGED_BY)
+    for column in columns:
+        pairs = axis.size * (max(column) + 1)
+        judged = min(2 * pairs, JUDGED_BY)
+        shares.append(len(set(zip(values[:judged], column[:judged], strict=True))) / min(pairs, judged))
+    return min(shares, default=1.0), axis.is_free
+
+
 def _shuffled(size: int, rng: Random) -> list[int]:
     # Of all that Random offers, only seeding and random() stay the same from one Python to the next.
     keys = [rng.random() for _ in range(size)]
     return sorted(range(size), key=keys.__getitem__)
+
+
+def _mixed(number: int, salt: int) -> int:
+    """Chance as a function: the finalizer of SplitMix64."""
+    mixed = (number * 0x9E3779B97F4A7C15 + salt) & MASK_64
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & MASK_64
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & MASK_64
+    return mixed ^ (mixed >> 31)
 
 
 def _text(value: AxisValue) -> AxisText:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 from orchestrator_service.domain.spec import Exchanges
 
@@ -132,7 +132,7 @@ def _turn(entry: object) -> Turn | str:
         return "holds a lone surrogate"
     if "\0" in content:
         return "holds a NUL"
-    return Turn(cast(Literal["user", "assistant"], role), unicodedata.normalize("NFC", content))
+    return Turn(role, unicodedata.normalize("NFC", content))
 
 
 def _roles(turns: Sequence[Turn]) -> CheckResult:
@@ -147,11 +147,9 @@ def _roles(turns: Sequence[Turn]) -> CheckResult:
 
 
 def _turn_count(turns: Sequence[Turn], exchanges: Exchanges) -> CheckResult:
-    wanted = f"{2 * exchanges.min} to {2 * exchanges.max}"
-    fits = 2 * exchanges.min <= len(turns) <= 2 * exchanges.max
-    return _result(
-        "turn_count", [] if fits else [f"{len(turns)} turns, not {wanted}"], f"{len(turns)} turns of {wanted}."
-    )
+    fewest, most = 2 * exchanges.min, 2 * exchanges.max
+    said = f"{len(turns)} turns; {fewest} to {most} were asked for"
+    return _result("turn_count", [] if fewest <= len(turns) <= most else [said], f"{said}.")
 
 
 def _placeholders(turns: Sequence[Turn]) -> CheckResult:

@@ -38,7 +38,7 @@ The roles are "user" and "assistant" and alternate. The user speaks first, the a
 whole message as plain text and is never empty. Fill in everything: leave no placeholders or names in braces."""
 
 # A closing pair alone is no sign: nested JSON in an example ends like that.
-UNFILLED = re.compile(r"\{\{\s*([^{}\s|]{0,64})|\{%")
+UNFILLED = re.compile(r"\{\{\s*(\w{0,64})|\{%")
 
 
 class PromptRefused(InvalidRequest):
@@ -81,7 +81,7 @@ class _Source:
             raise PromptRefused(self.field, str(error), reason="TEMPLATE_REFUSED") from None
         if "{{" in filled or "{%" in filled:
             found = UNFILLED.search(filled)
-            name = (found[1] if found else None) or "{%"
+            name = (found and found[1]) or "{%"
             raise self._unresolved(name, f"The filled prompt still has the placeholder {name} in it, from a value.")
         return filled
 
@@ -172,9 +172,7 @@ class Prompts:
                 continue
             names = [axis.id for axis in tier_axes(self.spec, tier) if axis.id not in template.names]
             if names:
-                message = (
-                    f"The prompt of tier {tier.id} does not use {', '.join(names)}, so varying it changes nothing."
-                )
+                message = f"The prompt of tier {tier.id} does not use {', '.join(names)}: varying it changes nothing."
                 unused.append(Finding("WARNING", "", f"tiers[{at}].prompt.text", message, tier=tier.id))
         return unused
 

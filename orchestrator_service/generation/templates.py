@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
-from jinja2.runtime import LoopContext, Undefined, missing
+from jinja2.runtime import LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
 
 from orchestrator_service.domain.plan import AxisText
 
@@ -171,8 +173,10 @@ class _Strict(jinja2.StrictUndefined):
         name: str | None = None,
         exc: Callable[[str], jinja2.TemplateRuntimeError] = jinja2.UndefinedError,
     ) -> None:
-        no_value = cast("type[jinja2.TemplateRuntimeError]", lambda _message: _NoValue(name or "?"))
-        super().__init__(hint, obj, name, no_value)
+        def no_value(_message: str) -> _NoValue:
+            return _NoValue(name or "?")
+
+        super().__init__(hint, obj, name, cast("type[jinja2.TemplateRuntimeError]", no_value))
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -189,10 +193,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.undefined(obj=obj, name=attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        try:
-            value = obj[argument] if isinstance(obj, dict | list | str) else None
-        except (TypeError, LookupError):
-            value = None
+        value: Any = None
+        if isinstance(obj, dict | list | str):
+            with suppress(TypeError, LookupError):
+                value = cast("Any", obj)[argument]
         return self.undefined(obj=obj, name=str(argument)) if value is None else value
 
 

@@ -131,7 +131,8 @@ def _budget(tx: Transaction, batch: RowMapping, wanted: Claim) -> NotClaimable |
     if batch["reserved_nanos"]:
         return WaitForSettlement()
     message = budget_hold_message(budget_nanos=budget, committed_nanos=committed, next_nanos=wanted.reserve_nanos)
-    hold(tx, wanted.batch, NewHold(HoldReason.BUDGET, message), now_us=wanted.now_us)
+    needs = committed + wanted.reserve_nanos
+    hold(tx, wanted.batch, NewHold(HoldReason.BUDGET, message, needs_nanos=needs), now_us=wanted.now_us)
     return NotClaimable()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -39,6 +39,10 @@ class SpendQuery:
     owner: str = ""
     batch: str = ""
 
+    def total(self) -> SpendQuery:
+        """The same without keys: one row for all."""
+        return replace(self, keys=())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
@@ -49,8 +53,6 @@ class Preflight:
     usage: Usage
     cost_nanos: int
     rate_version: str
-    provider_request_id: str
-    http_status: int
     duration_s: float
     error: str
     now_us: int
@@ -108,8 +110,6 @@ def journal_preflight(call: Preflight) -> Fact[None]:
             "max_tokens": 0,
             "cost_nanos": call.cost_nanos,
             "rate_version": call.rate_version,
-            "provider_request_id": call.provider_request_id,
-            "http_status": call.http_status,
             "duration_s": call.duration_s,
             "created_us": call.now_us,
             "settled_us": call.now_us,

@@ -28,6 +28,15 @@ def recover(*, now_us: int) -> Fact[int]:
     return fact
 
 
+def recover_batch(batch: str, *, now_us: int) -> Fact[None]:
+    """The same for one batch, whose runner failed and was taken down with what it had in flight."""
+
+    def fact(tx: Transaction) -> None:
+        _recover_batch(tx, batch, now_us=now_us)
+
+    return fact
+
+
 def _recover_batch(tx: Transaction, batch: str, *, now_us: int) -> None:
     lost = _write_off_calls(tx, batch, now_us=now_us)
     back = _put_back_rows(tx, batch)

@@ -79,6 +79,7 @@ batches = Table(
     # The rate of the batch's model as JSON; NULL where no price is known.
     Column("rate", Text),
     Column("base_url", String(300), nullable=False),
+    Column("sandbox", Boolean, nullable=False, server_default="0"),
     Column("speed_up", Float, nullable=False),
     # Conversations that were claimed at least once: what hold_after counts.
     Column("started", Integer, nullable=False, server_default="0"),
@@ -154,6 +155,8 @@ holds = Table(
     Column("message", Text, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("clears_us", BigInteger),
+    # BUDGET: what the budget must be at least for the next call to fit.
+    Column("needs_nanos", BigInteger),
     _one_of("reason", HoldReason),
 )
 

@@ -27,6 +27,8 @@ class NewHold:
     reason: HoldReason
     message: str
     clears_us: int | None = None
+    # What the budget must be at least, where the reason is BUDGET.
+    needs_nanos: int | None = None
 
 
 class StateMoved(Exception):
@@ -77,7 +79,7 @@ def hold(tx: Transaction, batch: str, new: NewHold, *, now_us: int) -> BatchStat
         return state_of(tx, batch)
     detail = {"reason": new.reason, "message": new.message, "created_us": now_us, "clears_us": new.clears_us}
     if state_of(tx, batch) is not BatchState.CANCELLING:
-        tx.connection.execute(insert(holds), {"batch": batch, **detail})
+        tx.connection.execute(insert(holds), {"batch": batch, "needs_nanos": new.needs_nanos, **detail})
     events.append(tx, batch, "hold_added", detail, now_us=now_us)
     return happen(tx, batch, Event.HOLD, now_us=now_us)
 

@@ -64,14 +64,14 @@ def pause(batch: str, *, etag: str, now_us: int) -> Fact[None]:
     return fact
 
 
-def resume(batch: str, *, etag: str, next_reserve_nanos: int, now_us: int) -> Fact[None]:
+def resume(batch: str, *, etag: str, now_us: int) -> Fact[None]:
     def fact(tx: Transaction) -> None:
         row = _batch(tx, batch)
         if row["state"] in (BatchState.QUEUED, BatchState.RUNNING):
             return
         if row["state"] in (BatchState.PAUSING, BatchState.PAUSED):
             _compare_etag(row, etag)
-            _clear_holds(tx, row, next_reserve_nanos, now_us=now_us)
+            _clear_holds(tx, row, now_us=now_us)
         happen(tx, batch, Event.RESUME, now_us=now_us)
 
     return fact
@@ -156,20 +156,25 @@ def _compare_etag(row: RowMapping, etag: str) -> None:
         raise ParleyError("ETAG_MISMATCH", "The batch was changed since you read it.", metadata={"etag": etag_of(row)})
 
 
-def _clear_holds(tx: Transaction, row: RowMapping, next_reserve_nanos: int, *, now_us: int) -> None:
-    reasons = hold_reasons(tx, row["id"])
-    committed: int = row["confirmed_nanos"] + row["possibly_spent_nanos"] + row["reserved_nanos"]
-    if HoldReason.BUDGET in reasons and committed + next_reserve_nanos > row["budget_nanos"]:
+def _clear_holds(tx: Transaction, row: RowMapping, *, now_us: int) -> None:
+    needs = _needed_budget(tx, row["id"])
+    if needs is not None and row["budget_nanos"] is not None and needs > row["budget_nanos"]:
         raise ParleyError(
             "HOLD_STANDS",
-            f"The hold BUDGET stands: ${committed / 1e9:.4f} is spent or may be, the next call may cost up to "
-            f"${next_reserve_nanos / 1e9:.4f}, and the budget is ${row['budget_nanos'] / 1e9:.2f}. Raise the budget.",
-            metadata={"hold": "BUDGET", "committed_nanos": str(committed), "budget_nanos": str(row["budget_nanos"])},
+            f"The hold BUDGET stands: the budget is ${row['budget_nanos'] / 1e9:.2f}, and the next call needs "
+            f"${needs / 1e9:.4f}. Raise the budget.",
+            metadata={"hold": "BUDGET", "needs_nanos": str(needs), "budget_nanos": str(row["budget_nanos"])},
         )
-    if HoldReason.CHECKPOINT in reasons:
+    if HoldReason.CHECKPOINT in hold_reasons(tx, row["id"]):
         # Going on is the approval.
         tx.connection.execute(update(batches).where(batches.c.id == row["id"]).values(hold_after=None))
     drop_holds(tx, row["id"], set(HoldReason), now_us=now_us)
+
+
+def _needed_budget(tx: Transaction, batch: str) -> int | None:
+    """What the hold BUDGET waits for; None without one."""
+    where = (holds.c.batch == batch, holds.c.reason == HoldReason.BUDGET)
+    return tx.connection.execute(select(holds.c.needs_nanos).where(*where)).scalar_one_or_none()
 
 
 def _retriable(tx: Transaction, batch: str, which: Which) -> int:
@@ -256,8 +261,7 @@ def _drop_lifted_holds(tx: Transaction, batch: str, *, now_us: int) -> None:
     """A higher budget or checkpoint takes its own hold away; the last one gone, the batch goes on."""
     row = _batch(tx, batch)
     lifted: set[HoldReason] = set()
-    committed = row["confirmed_nanos"] + row["possibly_spent_nanos"] + row["reserved_nanos"]
-    if row["budget_nanos"] is None or committed < row["budget_nanos"]:
+    if row["budget_nanos"] is None or (_needed_budget(tx, batch) or 0) <= row["budget_nanos"]:
         lifted.add(HoldReason.BUDGET)
     if row["hold_after"] is None or row["started"] < row["hold_after"]:
         lifted.add(HoldReason.CHECKPOINT)

@@ -116,14 +116,13 @@ async def test_a_lone_surrogate_in_a_message_does_not_hide_the_error():
 
 async def test_bytes_that_are_no_message_are_an_invalid_field():
     async with serving() as served:
-        call = served.channel.unary_unary("/parley.v1.BatchEstimator/GetQuote")
-        failure = await failure_of(call(b"\xff\xff\xff"))
+        failure = await failure_of(served.send("/parley.v1.BatchEstimator/GetQuote", b"\xff\xff\xff"))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
 async def test_a_method_that_is_not_served_is_told_so():
     async with serving() as served:
-        failure = await failure_of(served.channel.unary_unary("/parley.v1.BatchEstimator/Nothing")(b""))
+        failure = await failure_of(served.send("/parley.v1.BatchEstimator/Nothing", b""))
     assert failure.code is grpc.StatusCode.UNIMPLEMENTED
     assert failure.reason == ""
     assert failure.sentence == "The server does not know this call."

@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from parley.v1 import (
     estimator_pb2,
     estimator_pb2_grpc,
@@ -86,6 +88,25 @@ class Served:
     @property
     def orchestrator(self) -> orchestrator_pb2_grpc.BatchOrchestratorStub:
         return orchestrator_pb2_grpc.BatchOrchestratorStub(self.channel)
+
+    async def send(self, path: str, payload: bytes) -> bytes:
+        """A call by its path, with bytes that need not be a message."""
+        return await self.channel.unary_unary(path, request_serializer=bytes, response_deserializer=bytes)(payload)
+
+    async def health(self, service: str = "") -> health_pb2.HealthCheckResponse.ServingStatus:
+        reply = await self.send(
+            "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest(service=service).SerializeToString()
+        )
+        return health_pb2.HealthCheckResponse.FromString(reply).status
+
+    async def list_services(self) -> set[str]:
+        call = self.channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )(iter([reflection_pb2.ServerReflectionRequest(list_services="*")]))
+        reply = await anext(aiter(call))
+        return {service.name for service in reply.list_services_response.service}
 
 
 async def echo(request: estimator_pb2.GetQuoteRequest) -> quote_pb2.Quote:

@@ -25,9 +25,10 @@ PROMPT_MAX_BYTES = 262_144
 NODES_MAX = 2_000_000
 SLUG_MAX_CHARS = 48
 
-_EXCHANGES = re.compile(r"(\d{1,3})(?:\s*(?:-|–|to)\s*(\d{1,3}))?")  # noqa: RUF001
+_EXCHANGES = re.compile(r"(\d{1,3})(?:\s*(?:-|to)\s*(\d{1,3}))?")
 _STRING = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,6 +47,7 @@ class SpecReader:
         self._folder = folder
         self._loader = loader
         self._nodes = 0
+        self._flattened: set[int] = set()
         self._shorthands: Mapping[str, Callable[[yaml.Node, Any, str], None]] = {
             batch_pb2.Prompt.DESCRIPTOR.full_name: self._prompt,
             batch_pb2.ExchangeRange.DESCRIPTOR.full_name: self._exchanges,
@@ -240,18 +242,29 @@ class SpecReader:
         if not isinstance(node, yaml.MappingNode):
             self._fault(node, path, f"expected a mapping of names to values, not {_shown(node)}")
             return
-        # Resolves the merge key `<<`.
-        self._loader.flatten_mapping(node)
-        seen: set[str] = set()
+        self._flatten(node, path)
+        # What is written beside a merge key wins over what it brings, and comes after it.
+        last: dict[str, tuple[yaml.ScalarNode, yaml.Node]] = {}
         for key, value in cast("list[tuple[yaml.Node, yaml.Node]]", node.value):
             self._count(node)
-            if not isinstance(key, yaml.ScalarNode):
-                self._fault(key, path, "expected a name before the colon")
-            elif key.value in seen:
-                self._fault(key, f"{path}.{key.value}" if path else str(key.value), "is given twice")
+            if isinstance(key, yaml.ScalarNode):
+                last[str(key.value)] = (key, value)
             else:
-                seen.add(key.value)
-                yield key, value
+                self._fault(key, path, "expected a name before the colon")
+        yield from last.values()
+
+    def _flatten(self, node: yaml.MappingNode, path: str) -> None:
+        """Resolves the merge key `<<`, once for each mapping: an alias brings it here again."""
+        if id(node) in self._flattened:
+            return
+        self._flattened.add(id(node))
+        seen: set[str] = set()
+        for key, _ in cast("list[tuple[yaml.Node, yaml.Node]]", node.value):
+            name = str(key.value)
+            if name in seen and key.tag != _MERGE:
+                self._fault(key, f"{path}.{name}" if path else name, "is given twice")
+            seen.add(name)
+        self._loader.flatten_mapping(node)
 
     def _items(self, node: yaml.Node, path: str) -> Iterator[yaml.Node]:
         if not isinstance(node, yaml.SequenceNode):

@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("rate_version", sa.String(length=64), server_default="", nullable=False),
         sa.Column("rate", sa.Text(), nullable=True),
         sa.Column("base_url", sa.String(length=300), nullable=False),
+        sa.Column("sandbox", sa.Boolean(), server_default="0", nullable=False),
         sa.Column("speed_up", sa.Float(), nullable=False),
         sa.Column("started", sa.Integer(), server_default="0", nullable=False),
         sa.Column("last_event", sa.Integer(), server_default="0", nullable=False),
@@ -243,6 +244,7 @@ def upgrade() -> None:
         sa.Column("message", sa.Text(), nullable=False),
         sa.Column("created_us", sa.BigInteger(), nullable=False),
         sa.Column("clears_us", sa.BigInteger(), nullable=True),
+        sa.Column("needs_nanos", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
             "reason IN ('USER', 'CHECKPOINT', 'BUDGET', 'STOP_ON_ERROR', 'PROVIDER_LIMIT', 'CREDENTIALS', 'TOO_MANY_FAILURES')",
             name="reason_known",

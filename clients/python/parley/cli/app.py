@@ -1,0 +1,354 @@
+"""The command line: names, options and help of every command. What they do is imported when they run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from parley.cli.session import Session
+
+EPILOG = """\b
+--server, --token and --json work before and after every command.
+
+\b
+Environment:
+  PARLEY_ORCHESTRATOR  the server (127.0.0.1:7460)
+  PARLEY_TOKEN         its bearer token
+  PARLEY_TLS_CA        the certificate authority of a server with TLS
+  PARLEY_HOME          where `parley up` keeps logs and data (./var)
+
+\b
+Exit codes:
+    0  it worked; a watched batch succeeded
+    1  the watched batch ended, and not every conversation was made and passed
+    2  wrong usage, or a fault in the spec
+    3  not found, not possible in this state, or not allowed
+    4  the server, the estimator or the provider can't be reached, or failed
+    5  the watched batch is paused: something holds it
+  130  interrupted; a batch that was started goes on
+"""
+
+app = typer.Typer(
+    name="parley",
+    help="Makes training conversations in bulk, and says what they cost before a cent is spent.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help reads the same on a terminal, in a pipe and in the README.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Batch = Annotated[str, typer.Argument(metavar="BATCH", help="its id, as `parley list` shows it")]
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="the spec file")]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="may be given many times")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="start without a question, whatever it costs")]
+
+# These stand anywhere on the line; the parser knows them only before the command.
+HOISTED_FLAGS = ("--json",)
+HOISTED_OPTIONS = ("--server", "--token")
+
+
+def main() -> NoReturn:
+    try:
+        app(args=hoisted(sys.argv[1:]), prog_name="parley")
+    except BrokenPipeError:
+        # Whoever read the pipe has enough; what Python still wants to flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
+    sys.exit(0)
+
+
+def hoisted(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the options of all commands moved to the front."""
+    front: list[str] = []
+    rest: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument == "--":
+            return [*front, *rest, argument, *waiting]
+        if argument in HOISTED_FLAGS or argument.startswith(tuple(f"{option}=" for option in HOISTED_OPTIONS)):
+            front.append(argument)
+        elif argument in HOISTED_OPTIONS:
+            front += [argument, *waiting[:1]]
+            del waiting[:1]
+        else:
+            rest.append(argument)
+    return [*front, *rest]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    server: Annotated[str | None, typer.Option(help="host:port of the orchestrator")] = None,
+    token: Annotated[str | None, typer.Option(help="bearer token; better in PARLEY_TOKEN")] = None,
+    json: Annotated[bool, typer.Option("--json", help="proto3 JSON, one message a line")] = False,
+) -> None:
+    from parley.cli.output import new_output
+    from parley.cli.session import Session
+
+    context.obj = Session(new_output(as_json=json), server, token)
+
+
+def run(context: typer.Context, command: Callable[[Session], Coroutine[Any, Any, int]]) -> NoReturn:
+    from parley.cli.session import run
+
+    raise typer.Exit(run(context.obj, command))
+
+
+def run_here(context: typer.Context, command: Callable[[Session], int]) -> NoReturn:
+    from parley.cli.session import run_here
+
+    raise typer.Exit(run_here(context.obj, command))
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="where to write")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="overwrite what is there")] = False,
+) -> None:
+    """Write a first spec that runs as it is, with its prompts and a schema for your editor."""
+    from parley.cli import initializing
+
+    run_here(context, lambda session: initializing.init(session.output, folder, force=force))
+
+
+@app.command()
+def check(
+    context: typer.Context, model: Annotated[str, typer.Option(help="the model to try; the server's default")] = ""
+) -> None:
+    """Prove key, model and limits with one call of a few tokens (under a cent)."""
+    from parley.cli import checking
+
+    run(context, lambda session: checking.check(session, model=model))
+
+
+@app.command()
+def quote(
+    context: typer.Context,
+    spec: SpecPath,
+    prompts: Annotated[int, typer.Option(min=0, max=100, help="filled prompts to show")] = 0,
+) -> None:
+    """Dry run: what a spec costs, how long it takes, and everything that is wrong with it."""
+    from parley.cli import quoting
+
+    run(context, lambda session: quoting.quote(session, spec, prompts=prompts))
+
+
+@app.command()
+def start(
+    context: typer.Context,
+    spec: SpecPath,
+    yes: Yes = False,
+    no_watch: Annotated[bool, typer.Option("--no-watch", help="start it and return")] = False,
+    hold_after: Annotated[
+        int | None, typer.Option(min=0, help="pause after so many conversations: 3 is a pilot, 0 waits for `resume`")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(metavar="USD", help="the most that it may cost, such as 5.00")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="calls at a time")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="another seed, another plan")] = None,
+    model: Annotated[str | None, typer.Option(help="the model's id")] = None,
+    label: Labels = None,
+    allow_unquoted: Annotated[
+        bool, typer.Option("--allow-unquoted", help="start also while the estimator can't be reached")
+    ] = False,
+) -> None:
+    """Quote a spec, ask, start it and watch it. Ctrl-C stops the watching, never the batch."""
+    from parley.cli import starting
+
+    chosen = starting.StartOptions(
+        yes=yes,
+        watch=not no_watch,
+        allow_unquoted=allow_unquoted,
+        hold_after=hold_after,
+        budget=budget,
+        concurrency=concurrency,
+        seed=seed,
+        model=model,
+        labels=label or (),
+    )
+    run(context, lambda session: starting.start(session, spec, chosen))
+
+
+@app.command()
+def watch(context: typer.Context, batch: Batch) -> None:
+    """Follow a batch until it ended or is paused. Leaving never stops it."""
+    from parley.cli import watching
+
+    run(context, lambda session: watching.watch(session, batch))
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    state: Annotated[list[str] | None, typer.Option(help="such as running or paused; may be given many times")] = None,
+    owner: Annotated[str, typer.Option(help="only of this owner")] = "",
+    label: Labels = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="at most so many, the newest first")] = 100,
+) -> None:
+    """List batches, the newest first."""
+    from parley.cli import batches
+
+    run(
+        context,
+        lambda session: batches.list_batches(session, states=state or (), owner=owner, labels=label or (), limit=limit),
+    )
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    batch: Batch,
+    every: Annotated[bool, typer.Option("--all", help="every conversation, not only those that went wrong")] = False,
+) -> None:
+    """Show a batch: tiers, money, holds, and the conversations that went wrong."""
+    from parley.cli import batches
+
+    run(context, lambda session: batches.show(session, batch, every=every))
+
+
+@app.command()
+def read(
+    context: typer.Context,
+    batch: Batch,
+    number: Annotated[int | None, typer.Argument(min=1, help="which conversation; the first usable one")] = None,
+) -> None:
+    """Read a conversation."""
+    from parley.cli import conversations
+
+    run(context, lambda session: conversations.read(session, batch, number))
+
+
+@app.command()
+def pause(context: typer.Context, batch: Batch) -> None:
+    """Let calls in flight end and start no other."""
+    from parley.cli import batches
+
+    run(context, lambda session: batches.pause(session, batch))
+
+
+@app.command()
+def resume(context: typer.Context, batch: Batch) -> None:
+    """Go on with a paused batch."""
+    from parley.cli import batches
+
+    run(context, lambda session: batches.resume(session, batch))
+
+
+@app.command()
+def cancel(context: typer.Context, batch: Batch) -> None:
+    """Let calls in flight end, keep what was made, cancel the rest."""
+    from parley.cli import batches
+
+    run(context, lambda session: batches.cancel(session, batch))
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    batch: Batch,
+    tier: Annotated[list[str] | None, typer.Option(help="only of this tier")] = None,
+    reason: Annotated[list[str] | None, typer.Option(help="only what failed so, such as refusal")] = None,
+    review: Annotated[list[str] | None, typer.Option(help="quarantined or rejected ones")] = None,
+) -> None:
+    """Make failed and cancelled conversations again (or those that the options name)."""
+    from parley.cli import batches
+
+    run(
+        context,
+        lambda session: batches.retry(session, batch, tiers=tier or (), reasons=reason or (), reviews=review or ()),
+    )
+
+
+@app.command("set")
+def set_(
+    context: typer.Context,
+    batch: Batch,
+    budget: Annotated[str | None, typer.Option(metavar="USD", help="the most that it may cost, or none")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="calls at a time")] = None,
+    hold_after: Annotated[str | None, typer.Option(metavar="N", help="pause after so many, or none")] = None,
+    priority: Annotated[str | None, typer.Option(help="low, normal or high")] = None,
+    name: Annotated[str | None, typer.Option(help="its name for people")] = None,
+    label: Labels = None,
+) -> None:
+    """Change settings of a batch, also while it runs."""
+    from parley.cli import batches
+
+    changes = batches.Changes(
+        budget=budget, concurrency=concurrency, hold_after=hold_after, priority=priority, name=name, labels=label or ()
+    )
+    run(context, lambda session: batches.change(session, batch, changes))
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    batch: Annotated[list[str], typer.Argument(metavar="BATCH...", help="one or several")],
+    out: Annotated[Path, typer.Option(help="the folder")] = Path("out"),
+    format: Annotated[
+        str, typer.Option(help="messages, sharegpt, prompt_completion, bedrock, vertex or parquet")
+    ] = "messages",
+    validation: Annotated[float, typer.Option(min=0, max=0.99, help="share of validation rows")] = 0.0,
+    test: Annotated[float, typer.Option(min=0, max=0.99, help="share of test rows")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="same seed, same split")] = 0,
+    tier: Annotated[list[str] | None, typer.Option(help="only of this tier")] = None,
+) -> None:
+    """Write dataset files."""
+    from parley.cli import exporting
+
+    chosen = exporting.ExportOptions(
+        out=out, format=format, validation=validation, test=test, seed=seed, tiers=tier or ()
+    )
+    run(context, lambda session: exporting.export(session, batch, chosen))
+
+
+@app.command()
+def spend(
+    context: typer.Context,
+    by: Annotated[list[str] | None, typer.Option(help="day, owner, label, model or batch; may be combined")] = None,
+    label: Annotated[str, typer.Option(help="the label to sum by, with --by label")] = "",
+    owner: Annotated[str, typer.Option(help="only of this owner")] = "",
+    batch: Annotated[str, typer.Option(help="only of this batch")] = "",
+) -> None:
+    """Sum what was spent, deleted batches included."""
+    from parley.cli import spending
+
+    run(context, lambda session: spending.spend(session, by=by or (), label=label, owner=owner, batch=batch))
+
+
+@app.command()
+def up(context: typer.Context) -> None:
+    """Start both services on this machine (and the sandbox where no ANTHROPIC_API_KEY is set)."""
+    from parley.cli import services
+
+    run_here(context, lambda session: services.up_command(session.output))
+
+
+@app.command()
+def down(context: typer.Context) -> None:
+    """End what `up` started. Running batches go on after the next `up`."""
+    from parley.cli import services
+
+    run_here(context, lambda session: services.down_command(session.output))
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    yes: Yes = False,
+    spec: Annotated[Path | None, typer.Option(help="another spec than the example")] = None,
+    out: Annotated[Path, typer.Option(help="where the dataset goes")] = Path("out"),
+) -> None:
+    """Quote, start, watch and export the example; ends the services that it started."""
+    from parley.cli import demo
+
+    run_here(context, lambda session: demo.demo(session, spec=spec, out=out, yes=yes))

@@ -1,0 +1,72 @@
+"""Watching: follows a batch until it is settled. Leaving never stops it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+from parley.cli import words
+from parley.cli.failures import HELD, NOT_ALL_MADE, OK
+from parley.cli.progress import new_progress
+from parley.cli.session import Session
+from parley.client import BatchClient
+from parley.v1 import batch_pb2
+
+
+async def watch(session: Session, name: str) -> int:
+    async with session.client() as client:
+        return await watch_batch(session, client, name)
+
+
+async def watch_batch(session: Session, client: BatchClient, name: str) -> int:
+    """Follows until the batch ended or is paused, and says what to do then."""
+    # A wrong name or a server that is down is told at once; only a watch that had begun is taken up again.
+    batch = await client.get(name)
+    messages = client.watch(batch.name, until="settled")
+    try:
+        with new_progress(session.output) as progress:
+            async with aclosing(messages):
+                async for message in messages:
+                    batch = message.batch
+                    progress.take(message)
+    except asyncio.CancelledError:
+        _tell_left(session, batch)
+        raise
+    if not session.output.as_json:
+        for line in next_steps(batch):
+            session.output.note(f"next: {line}")
+    return exit_code(batch)
+
+
+def exit_code(batch: batch_pb2.Batch) -> int:
+    if batch.state == batch_pb2.BATCH_STATE_SUCCEEDED:
+        return OK
+    return HELD if batch.state == batch_pb2.BATCH_STATE_PAUSED else NOT_ALL_MADE
+
+
+def next_steps(batch: batch_pb2.Batch) -> list[str]:
+    """Commands that go on from a settled batch, the likeliest first."""
+    name = words.bare_id(batch.name)
+    steps: list[str] = []
+    if batch.state == batch_pb2.BATCH_STATE_PAUSED:
+        reasons = {hold.reason for hold in batch.holds}
+        if batch_pb2.HOLD_REASON_BUDGET in reasons:
+            steps.append(f"parley set {name} --budget AMOUNT  (raises the budget; it then goes on)")
+        steps.append(f"parley resume {name} && parley watch {name}")
+    elif batch.counts.failed or batch.counts.cancelled:
+        steps += [f"parley show {name}  (what failed, and why)", f"parley retry {name}  (makes those again)"]
+    if batch.counts.deliverable:
+        steps.append(f"parley export {name} --out out/")
+    return steps
+
+
+def watch_command(name: str) -> str:
+    return f"parley watch {words.bare_id(name)}"
+
+
+def _tell_left(session: Session, batch: batch_pb2.Batch) -> None:
+    name = words.bare_id(batch.name)
+    if batch.state in words.SETTLED:
+        return
+    session.output.note(f"\nYou stopped watching; the batch {name} goes on.")
+    session.output.note(f"next: parley watch {name}  (or: parley pause {name}, parley cancel {name})")

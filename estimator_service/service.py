@@ -1,0 +1,196 @@
+"""Every RPC as an async function of request and caller; expected failures are raised as domain errors."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import string
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import NoReturn
+
+from parley import money
+from parley.v1 import estimator_pb2, quote_pb2
+from parley.wire import rules
+from parley.wire.auth import Identity
+
+from estimator_service import convert, pages
+from estimator_service.domain.errors import EstimatorError
+from estimator_service.domain.estimate import History
+from estimator_service.domain.quote import Figures, quote, stale_reason
+from estimator_service.domain.rates import RateTable
+from estimator_service.domain.workload import Workload
+from estimator_service.storage import observations, quotes
+from estimator_service.storage.database import Database
+from estimator_service.storage.quotes import NewQuote, StoredQuote
+
+ID_LENGTH = 10
+PAGE_SIZE = 50
+# Each holds up to some 100 MB of draws, and the processors are few.
+SIMULATIONS_MAX = 2
+
+
+class Estimator:
+    def __init__(self, database: Database, table: RateTable, *, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._table = table
+        self._now = now
+        self._simulations = asyncio.Semaphore(SIMULATIONS_MAX)
+
+    async def create_quote(self, request: estimator_pb2.CreateQuoteRequest, caller: Identity) -> quote_pb2.Quote:
+        rules.check(request)
+        workload = convert.workload(request.workload)
+        owner = _owner(request.owner, caller)
+        earlier = await self._quote_of_request(request, caller)
+        if earlier:
+            return await self._judged(earlier)
+        now = self._now()
+        figures = await self._figures(workload, seed=request.seed, now=now)
+        id = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(ID_LENGTH))
+        made = convert.quote(
+            figures, name=f"quotes/{id}", request=request, owner=owner, now=now, as_of=self._table.as_of
+        )
+        new = NewQuote(
+            id=id,
+            owner=owner,
+            caller=caller.name,
+            request_id=request.request_id,
+            request_sha256=_fingerprint(request),
+            create_time=now,
+            body=made.SerializeToString(),
+        )
+        if await self._database.write(partial(quotes.insert_quote, new=new)):
+            return made
+        # The same request came twice at once, and the other was first.
+        first = await self._quote_of_request(request, caller)
+        assert first is not None, "only the request_id of a stored quote can be in the way"
+        return await self._judged(first)
+
+    async def get_quote(self, request: estimator_pb2.GetQuoteRequest, caller: Identity) -> quote_pb2.Quote:
+        rules.check(request)
+        stored = await self._database.read(partial(quotes.get_quote, id=request.name.removeprefix("quotes/")))
+        if stored is None or not _visible(stored, caller):
+            raise EstimatorError(
+                "QUOTE_NOT_FOUND", f"There is no quote {request.name}.", metadata={"quote": request.name}
+            )
+        return await self._judged(stored)
+
+    async def list_quotes(
+        self, request: estimator_pb2.ListQuotesRequest, caller: Identity
+    ) -> estimator_pb2.ListQuotesResponse:
+        rules.check(request)
+        # Who may act for others sees all where no owner is named; everyone else sees their own.
+        owner = request.owner if caller.may_act_for_others else _owner(request.owner, caller)
+        before = pages.read_token(request.page_token, owner=owner) if request.page_token else None
+        page = await self._database.read(
+            partial(quotes.get_page, owner=owner, before=before, size=request.page_size or PAGE_SIZE)
+        )
+        found = [quote_pb2.Quote.FromString(stored.body) for stored in page.quotes]
+        await self._judge(found)
+        for each in found:
+            each.ClearField("workload")
+        token = pages.new_token(page.quotes[-1].position, owner=owner) if page.more else ""
+        return estimator_pb2.ListQuotesResponse(quotes=found, next_page_token=token)
+
+    async def record_observations(
+        self, request: estimator_pb2.RecordObservationsRequest, _caller: Identity
+    ) -> estimator_pb2.RecordObservationsResponse:
+        rules.check(request)
+        observed = convert.observations(request.observations)
+        fact = partial(observations.insert_observations, observed=observed, now=self._now())
+        recorded = await self._database.write(fact)
+        return estimator_pb2.RecordObservationsResponse(recorded=recorded, duplicates=len(observed) - recorded)
+
+    async def list_rates(
+        self, request: estimator_pb2.ListRatesRequest, _caller: Identity
+    ) -> estimator_pb2.ListRatesResponse:
+        rules.check(request)
+        time = convert.time(request.time, "time") if request.HasField("time") else self._now()
+        models = [model for model in self._table.models if not request.models or model in request.models]
+        card = convert.rate_card(self._table.rates(models, time=time), as_of=self._table.as_of)
+        return estimator_pb2.ListRatesResponse(rate_card=card)
+
+    async def forecast_batch(self, _request: estimator_pb2.ForecastBatchRequest, _caller: Identity) -> NoReturn:
+        raise _not_built("ForecastBatch", "forecasts from what finished and what still runs")
+
+    async def compare_quote(self, _request: estimator_pb2.CompareQuoteRequest, _caller: Identity) -> NoReturn:
+        raise _not_built("CompareQuote", "the comparison of a quote with what happened, by group and by cause")
+
+    async def summarize_accuracy(self, _request: estimator_pb2.SummarizeAccuracyRequest, _caller: Identity) -> NoReturn:
+        raise _not_built("SummarizeAccuracy", "the record of how good past quotes were")
+
+    async def _figures(self, workload: Workload, *, seed: int, now: datetime) -> Figures:
+        history = await self._history(workload.models, workload.provider)
+        async with self._simulations:
+            return await asyncio.to_thread(quote, workload, table=self._table, history=history, seed=seed, now=now)
+
+    async def _history(self, models: Sequence[str], provider: str) -> History:
+        return await self._database.read(partial(observations.get_history, models=models, provider=provider))
+
+    async def _quote_of_request(
+        self, request: estimator_pb2.CreateQuoteRequest, caller: Identity
+    ) -> StoredQuote | None:
+        if not request.request_id:
+            return None
+        query = partial(quotes.get_by_request, caller=caller.name, request_id=request.request_id)
+        stored = await self._database.read(query)
+        if stored and stored.request_sha256 != _fingerprint(request):
+            raise EstimatorError(
+                "REQUEST_ID_REUSED",
+                f"The request_id {request.request_id!r} was used before for a different quote.",
+                metadata={"request_id": request.request_id},
+            )
+        return stored
+
+    async def _judged(self, stored: StoredQuote) -> quote_pb2.Quote:
+        found = quote_pb2.Quote.FromString(stored.body)
+        await self._judge([found])
+        return found
+
+    async def _judge(self, found: Sequence[quote_pb2.Quote]) -> None:
+        """Sets `stale` and its reason as of now."""
+        # Quotes of one provider share what was seen there.
+        histories: dict[str, History] = {}
+        for provider in {each.workload.provider for each in found}:
+            models = {
+                group.model for each in found if each.workload.provider == provider for group in each.workload.groups
+            }
+            histories[provider] = await self._history(sorted(models), provider)
+        now = self._now()
+        reasons = await asyncio.to_thread(
+            lambda: [self._stale_reason(each, histories[each.workload.provider], now) for each in found]
+        )
+        for each, reason in zip(found, reasons, strict=True):
+            each.stale, each.stale_reason = bool(reason), reason
+
+    def _stale_reason(self, each: quote_pb2.Quote, history: History, now: datetime) -> str:
+        return stale_reason(
+            age=now - each.create_time.ToDatetime(UTC),
+            workload=convert.workload(each.workload),
+            version=each.rate_card.version,
+            cost_mean_nanos=money.to_nanos(each.cost.mean),
+            table=self._table,
+            history=history,
+            now=now,
+        )
+
+
+def _owner(asked: str, caller: Identity) -> str:
+    if asked and asked != caller.name and not caller.may_act_for_others:
+        raise EstimatorError("OWNER_FORBIDDEN", f"{caller.name} may not act for {asked}.", metadata={"owner": asked})
+    return asked or caller.name
+
+
+def _visible(stored: StoredQuote, caller: Identity) -> bool:
+    return caller.may_act_for_others or stored.owner == caller.name
+
+
+def _fingerprint(request: estimator_pb2.CreateQuoteRequest) -> str:
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _not_built(method: str, missing: str) -> EstimatorError:
+    sentence = f"{method} is not served yet: {missing} is missing."
+    return EstimatorError("NOT_BUILT", sentence, metadata={"method": method})

@@ -1,0 +1,145 @@
+"""The composition root: settings, database, provider, engine and server, put together and taken down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from contextlib import AsyncExitStack
+from functools import lru_cache
+
+from parley.v1.batch_pb2 import BatchSpec
+from parley.v1.orchestrator_pb2_grpc import add_BatchOrchestratorServicer_to_server
+from parley.wire import telemetry
+from parley.wire.channel import ChannelSettings, open_channel
+from parley.wire.errors import BootError
+from parley.wire.server import Server
+
+from orchestrator_service import config
+from orchestrator_service.api import SERVICE, Api
+from orchestrator_service.config import Settings
+from orchestrator_service.convert.rate import rate_from_json
+from orchestrator_service.creation import Creation, Limits
+from orchestrator_service.engine.clock import SystemClock
+from orchestrator_service.engine.limiter import Limiter
+from orchestrator_service.engine.runner import Tools
+from orchestrator_service.engine.supervisor import Supervisor
+from orchestrator_service.generation import builtin
+from orchestrator_service.generation.claude import Claude
+from orchestrator_service.outbox import Outbox
+from orchestrator_service.provider import MINUTE_S, Provider
+from orchestrator_service.quotes import Estimator
+from orchestrator_service.service import Service
+from orchestrator_service.storage.database import Database, DatabaseUnusable, open_database
+from orchestrator_service.watch import Watchers
+
+
+def main() -> int:
+    telemetry.configure("orchestrator")
+    try:
+        asyncio.run(serve(config.load()))
+    except (BootError, DatabaseUnusable) as error:
+        sys.stderr.write(f"orchestrator: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Binds first, so that a taken address is told before the database is touched; serves once it has recovered."""
+    server = Server(settings.server(), service_names=[SERVICE])
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        watchers = Watchers(
+            clock=clock,
+            watchers_max=settings.max_watchers,
+            waits_for_limit=lambda batch: supervisor.waits_for_limit(batch),
+        )
+        database = await stack.enter_async_context(
+            open_database(settings.orchestrator_database, committed=watchers.committed)
+        )
+        channel = await stack.enter_async_context(open_channel(_estimator_channel(settings)))
+        estimator = Estimator(channel, address=settings.estimator, database=database)
+        limiter = Limiter(requests=settings.requests_per_minute, window_s=MINUTE_S, clock=clock)
+        stack.push_async_callback(limiter.close)
+        provider = _provider(settings, limiter, clock)
+        stack.push_async_callback(provider.close)
+        creation = _creation(settings, database, estimator, provider, clock)
+        supervisor = Supervisor(_tools(creation, limiter, clock))
+        service = Service(database=database, creation=creation, supervisor=supervisor, watchers=watchers, clock=clock)
+        add_BatchOrchestratorServicer_to_server(Api(service), server.aio)
+        await server.start()
+        await supervisor.start()
+        sending = asyncio.create_task(Outbox(database, estimator, clock).run())
+        # The pace must be known before the first call; the SDK takes seconds to import, serving does not wait for it.
+        announcing = asyncio.create_task(provider.announcement())
+
+        async def drain() -> None:
+            watchers.close()
+            await supervisor.stop(drain_s=settings.drain_s)
+
+        await server.serving()
+        server.announce("orchestrator")
+        try:
+            await server.run_until_signal(drain)
+        finally:
+            for task in (sending, announcing):
+                task.cancel()
+            await asyncio.gather(sending, announcing, return_exceptions=True)
+            await supervisor.stop(drain_s=0)
+
+
+def _estimator_channel(settings: Settings) -> ChannelSettings:
+    token = settings.estimator_token
+    return ChannelSettings(
+        target=settings.estimator,
+        tls_ca_file=settings.tls_ca,
+        token=token.get_secret_value() if token else None,
+        allow_insecure=settings.allow_insecure,
+        target_setting="PARLEY_ESTIMATOR",
+    )
+
+
+def _provider(settings: Settings, limiter: Limiter, clock: SystemClock) -> Provider:
+    key = settings.anthropic_api_key
+    claude = Claude(
+        base_url=settings.anthropic_base_url,
+        api_key=key.get_secret_value() if key else None,
+        monotonic_s=clock.monotonic_s,
+    )
+    return Provider(claude, base_url=settings.anthropic_base_url, limiter=limiter, clock=clock)
+
+
+def _creation(
+    settings: Settings, database: Database, estimator: Estimator, provider: Provider, clock: SystemClock
+) -> Creation:
+    return Creation(
+        database=database,
+        estimator=estimator,
+        provider=provider,
+        builtins=builtin.load(),
+        clock=clock,
+        limits=Limits(
+            default_model=settings.model,
+            max_concurrency=settings.max_concurrency,
+            max_conversations=settings.max_conversations,
+            requests_per_minute=settings.requests_per_minute,
+        ),
+    )
+
+
+def _tools(creation: Creation, limiter: Limiter, clock: SystemClock) -> Tools:
+    return Tools(
+        database=creation.database,
+        provider=creation.provider,
+        limiter=limiter,
+        clock=clock,
+        rng=random.Random().random,
+        plan=lambda stored: creation.planned(BatchSpec.FromString(stored)),
+        rate=lru_cache(maxsize=256)(rate_from_json),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The contract's BatchSpec to the domain's Spec."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+from parley.v1 import batch_pb2
+
+from orchestrator_service.convert.values import nanos, word_of
+from orchestrator_service.domain.errors import InvalidRequest, ParleyError
+from orchestrator_service.domain.spec import Axis, AxisValue, Exchanges, Listed, Parameters, Spec, Tier
+
+DEFAULT_CONCURRENCY = 3
+DEFAULT_ATTEMPTS = 5
+LISTED_MAX_BYTES = 2_000_000
+
+_PRIORITIES = {"": 2, "LOW": 1, "NORMAL": 2, "HIGH": 3}
+_CACHES = {"": "off", "OFF": "off", "5M": "5m", "1H": "1h"}
+
+
+def spec_of(spec: batch_pb2.BatchSpec, *, default_model: str) -> Spec:
+    """Raises InvalidRequest for what the contract has and this server does not serve."""
+    _refuse_unbuilt(spec)
+    return Spec(
+        name=spec.name,
+        model=spec.model or default_model,
+        seed=spec.seed,
+        tiers=tuple(_tier(tier) for tier in spec.tiers),
+        axes=tuple(_axis(axis) for axis in spec.axes),
+        shared_parameters=_parameters(spec.shared_parameters),
+        shared_prompt=spec.shared_prompt.text if spec.HasField("shared_prompt") else None,
+        system_prompt=spec.system_prompt,
+        listed=tuple(Listed(tier=one.tier, parameters=_parameters(one.parameters)) for one in spec.conversations),
+        concurrency=spec.concurrency if spec.HasField("concurrency") else DEFAULT_CONCURRENCY,
+        budget_nanos=nanos(spec.budget) if spec.HasField("budget") else None,
+        hold_after=spec.hold_after if spec.HasField("hold_after") else None,
+        stop_on_error=spec.error_mode == batch_pb2.ERROR_MODE_STOP,
+        priority=priority_of(spec.priority),
+        labels=dict(spec.labels),
+        prompt_cache=_CACHES[word_of(batch_pb2.PromptCache.DESCRIPTOR, spec.prompt_cache)],
+        max_attempts=spec.max_attempts or DEFAULT_ATTEMPTS,
+        effort=spec.effort,
+    )
+
+
+def priority_of(priority: int) -> int:
+    return _PRIORITIES[word_of(batch_pb2.Priority.DESCRIPTOR, priority)]
+
+
+def _refuse_unbuilt(spec: batch_pb2.BatchSpec) -> None:
+    if spec.execution == batch_pb2.EXECUTION_BULK:
+        raise ParleyError(
+            "NOT_BUILT", "execution BULK is not served yet; use STANDARD.", metadata={"field": "execution"}
+        )
+    if spec.generation_mode == batch_pb2.GENERATION_MODE_TURNS:
+        raise ParleyError(
+            "NOT_BUILT", "generation_mode TURNS is not served yet; use WHOLE.", metadata={"field": "generation_mode"}
+        )
+    if sum(one.ByteSize() for one in spec.conversations) > LISTED_MAX_BYTES:
+        raise InvalidRequest("spec.conversations", "listed conversations have at most 2 MB in all")
+
+
+def _tier(tier: batch_pb2.Tier) -> Tier:
+    exchanges = Exchanges(min=tier.exchanges.min, max=tier.exchanges.max) if tier.HasField("exchanges") else None
+    return Tier(
+        id=tier.id,
+        count=tier.count,
+        prompt=tier.prompt.text if tier.HasField("prompt") else None,
+        parameters=_parameters(tier.parameters),
+        axes=tuple(tier.axes),
+        exchanges=exchanges,
+        max_output_tokens=tier.max_output_tokens,
+    )
+
+
+def _axis(axis: batch_pb2.Axis) -> Axis:
+    return Axis(id=axis.id, values=tuple(AxisValue(id=value.id, text=value.text) for value in axis.values))
+
+
+def _parameters(struct: Struct) -> Parameters:
+    return cast("Parameters", json_format.MessageToDict(struct))

@@ -1,0 +1,254 @@
+"""One batch: claims what is pending, generates, settles; as many at a time as its concurrency, never in waves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from orchestrator_service.domain.batch import ACTIVE, BatchState
+from orchestrator_service.domain.ledger import CallPurpose, Rate
+from orchestrator_service.domain.retry import Policy
+from orchestrator_service.engine.clock import Clock
+from orchestrator_service.engine.conversations import Attempts, Judged, Terms, judge
+from orchestrator_service.engine.limiter import Limiter
+from orchestrator_service.generation.claude import Reply, Request
+from orchestrator_service.generation.planning import Planned
+from orchestrator_service.storage import batches, conversations
+from orchestrator_service.storage.batches import Snapshot
+from orchestrator_service.storage.claims import Claim, Claimed, NotClaimable, WaitForSettlement, claim
+from orchestrator_service.storage.conversations import Waiting
+from orchestrator_service.storage.database import Database
+from orchestrator_service.storage.settlements import settle_call
+from orchestrator_service.storage.writer import StorageFailed
+
+PAGE = 256
+STORAGE_RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Provider(Protocol):
+    """The call seam: one request out, one reply back; it raises nothing but CancelledError."""
+
+    async def send(self, request: Request) -> Reply: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What every runner works with."""
+
+    database: Database
+    provider: Provider
+    limiter: Limiter
+    clock: Clock
+    # A number in [0, 1).
+    rng: Callable[[], float]
+    # Spec bytes, as stored, to a plan; seconds of CPU at most, so it is run in a thread.
+    plan: Callable[[bytes], Planned]
+    rate: Callable[[str | None], Rate | None]
+
+
+class Runner:
+    """Runs until the batch has no work left, is held with nothing in flight, or is told to stop."""
+
+    def __init__(self, batch: str, tools: Tools) -> None:
+        self.batch = batch
+        self._tools = tools
+        self._woken = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._changed = True
+        self._stopping = False
+        self._halted = False
+        self._at_work: set[int] = set()
+        # What waits for the limiter or between attempts: ended at once by a hold.
+        self._waits: set[asyncio.Future[None]] = set()
+        self._waiting_for_limit = 0
+        self._page: deque[Waiting] = deque()
+        self._place = -1
+
+    @property
+    def waits_for_limit(self) -> bool:
+        return self._waiting_for_limit > 0
+
+    @property
+    def has_news(self) -> bool:
+        """Whether it was woken since it last looked."""
+        return self._changed
+
+    def wake(self) -> None:
+        """Settings, holds or rows of the batch changed: look again."""
+        self._changed = True
+        self._woken.set()
+
+    def stop(self) -> None:
+        """Starts nothing more; what is in flight ends and is settled."""
+        self._stopping = True
+        self._halt()
+        self._woken.set()
+
+    async def run(self) -> None:
+        snapshot = await self._snapshot()
+        if snapshot is None or snapshot.state not in ACTIVE:
+            return
+        planned = await self._planned()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._woken.clear()
+                if self._changed:
+                    snapshot = await self._snapshot() or snapshot
+                if not await self._fill(group, snapshot, planned) and not self._at_work:
+                    break
+                await self._woken.wait()
+
+    async def _fill(self, group: asyncio.TaskGroup, snapshot: Snapshot, planned: Planned) -> bool:
+        """Starts conversations up to the concurrency. False where nothing can be started now."""
+        if self._stopping or snapshot.state not in (BatchState.QUEUED, BatchState.RUNNING):
+            self._halt()
+            return self._changed
+        self._halted = False
+        terms = self._terms(snapshot, planned)
+        while len(self._at_work) < snapshot.row["concurrency"]:
+            waiting = await self._next()
+            if waiting is None:
+                return self._changed
+            self._at_work.add(waiting.number)
+            group.create_task(self._converse(waiting.number, terms, planned), name=f"{self.batch}/{waiting.number}")
+        return True
+
+    async def _next(self) -> Waiting | None:
+        """The next that waits for its turn, in the order of claims; None when all are made or under way."""
+        while True:
+            while self._page:
+                waiting = self._page.popleft()
+                if waiting.number not in self._at_work:
+                    return waiting
+            query = partial(conversations.pending, batch=self.batch, place=self._place, limit=PAGE)
+            found = await self._tools.database.read(query)
+            if not found:
+                return None
+            self._page.extend(found)
+            self._place = found[-1].place
+
+    async def _converse(self, number: int, terms: Terms, planned: Planned) -> None:
+        try:
+            item = planned.item(number)
+            attempts = Attempts(item=item, filled=planned.prompts.render(item))
+            while await self._granted(priority=terms.priority):
+                delay_s = await self._attempt(attempts, terms)
+                if delay_s is None or not await self._unless_halted(self._tools.clock.sleep_s(delay_s)):
+                    return
+        finally:
+            self._at_work.discard(number)
+            self._woken.set()
+
+    async def _attempt(self, attempts: Attempts, terms: Terms) -> float | None:
+        """One call. How long to wait before the next attempt; None where there is none."""
+        claimed = await self._claim(attempts, terms)
+        if isinstance(claimed, NotClaimable):
+            self.wake()
+            return None
+        if isinstance(claimed, WaitForSettlement):
+            await self._unless_halted(self._next_settlement())
+            return 0.0
+        reply = await self._tools.provider.send(attempts.request(terms))
+        now_us = self._tools.clock.now_us()
+        judged = judge(
+            reply, attempts, terms, call=claimed.call, tries=claimed.tries, now_us=now_us, rng=self._tools.rng
+        )
+        if await self._settle(judged) is not BatchState.RUNNING:
+            self.wake()
+        return judged.retry_after_s
+
+    async def _claim(self, attempts: Attempts, terms: Terms) -> Claimed | NotClaimable | WaitForSettlement:
+        wanted = Claim(
+            batch=self.batch,
+            number=attempts.item.number,
+            epoch=terms.epoch,
+            prompt_sha256=attempts.filled.sha256,
+            purpose=CallPurpose.GENERATE,
+            max_tokens=attempts.max_tokens,
+            reserve_nanos=attempts.reserve_nanos(terms),
+            now_us=self._tools.clock.now_us(),
+        )
+        return await self._tools.database.write(claim(wanted))
+
+    async def _settle(self, judged: Judged) -> BatchState:
+        """A paid answer is never dropped: while the database refuses, it is kept here and tried again."""
+        while True:
+            try:
+                state = await self._tools.database.write(settle_call(judged.settlement))
+            except StorageFailed as error:
+                log.error("answer not committed yet", batch=self.batch, call=judged.settlement.call, error=str(error))
+                await self._tools.clock.sleep_s(STORAGE_RETRY_S)
+            else:
+                self._settled.set()
+                self._settled = asyncio.Event()
+                return state
+
+    async def _granted(self, *, priority: int) -> bool:
+        """A place in the limit of requests; False where a hold came first."""
+        if self._halted:
+            return False
+        if self._tools.limiter.try_acquire():
+            return True
+        self._waiting_for_limit += 1
+        try:
+            return await self._unless_halted(self._tools.limiter.acquire(priority=priority))
+        finally:
+            self._waiting_for_limit -= 1
+
+    async def _unless_halted(self, awaitable: Awaitable[None]) -> bool:
+        """Waits; False where the wait was ended by a hold."""
+        wait = asyncio.ensure_future(awaitable)
+        if self._halted:
+            wait.cancel()
+        self._waits.add(wait)
+        try:
+            await asyncio.wait([wait])
+        finally:
+            self._waits.discard(wait)
+            wait.cancel()
+        if wait.cancelled() or self._halted:
+            return False
+        # What went wrong in the wait goes wrong here.
+        wait.result()
+        return True
+
+    async def _next_settlement(self) -> None:
+        await self._settled.wait()
+
+    def _halt(self) -> None:
+        self._halted = True
+        for wait in self._waits:
+            wait.cancel()
+
+    async def _snapshot(self) -> Snapshot | None:
+        self._changed = False
+        # What was put back, or left between two attempts, is found again from the start.
+        self._page.clear()
+        self._place = -1
+        return await self._tools.database.read(lambda connection: batches.get(connection, self.batch))
+
+    async def _planned(self) -> Planned:
+        stored = await self._tools.database.read(lambda connection: batches.spec_bytes(connection, self.batch))
+        assert stored is not None, f"{self.batch} is active and has no spec"
+        return await asyncio.to_thread(self._tools.plan, stored)
+
+    def _terms(self, snapshot: Snapshot, planned: Planned) -> Terms:
+        row = snapshot.row
+        return Terms(
+            batch=self.batch,
+            epoch=row["epoch"],
+            spec=planned.spec,
+            model=row["model"],
+            rate=self._tools.rate(row["rate"]),
+            policy=Policy(max_attempts=planned.spec.max_attempts, speed_up=row["speed_up"]),
+            priority=row["priority"],
+            stop_on_error=row["stop_on_error"],
+        )

@@ -1,0 +1,85 @@
+"""Owns the runners: starts one for every batch with work, at the start too, and drains them at the end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from orchestrator_service.engine.runner import Runner, Tools
+from orchestrator_service.storage import batches
+from orchestrator_service.storage.recovery import recover, recover_batch
+
+RETRY_MIN_S = 1.0
+RETRY_MAX_S = 60.0
+
+log = structlog.get_logger()
+
+
+class Supervisor:
+    """The engine's seam: start, ensure_running, stop. Work comes from storage, never from a call."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._runners: dict[str, Runner] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Puts in order what the last process left, and goes on with it."""
+        recovered = await self._tools.database.write(recover(now_us=self._tools.clock.now_us()))
+        active = await self._tools.database.read(batches.active)
+        log.info("recovered", under_way=recovered, active=len(active))
+        for batch in active:
+            self.ensure_running(batch)
+
+    def ensure_running(self, batch: str) -> None:
+        """The batch may have work, or its settings changed."""
+        if self._stopping:
+            return
+        runner = self._runners.get(batch)
+        if runner is not None:
+            runner.wake()
+            return
+        self._runners[batch] = Runner(batch, self._tools)
+        self._tasks[batch] = asyncio.create_task(self._run(batch), name=f"runner {batch}")
+
+    def waits_for_limit(self, batch: str) -> bool:
+        runner = self._runners.get(batch)
+        return runner is not None and runner.waits_for_limit
+
+    async def stop(self, *, drain_s: float) -> None:
+        """Starts nothing more; calls in flight have `drain_s` to end, then they are given up and possibly spent."""
+        self._stopping = True
+        for runner in self._runners.values():
+            runner.stop()
+        tasks = list(self._tasks.values())
+        if not tasks:
+            return
+        _done, late = await asyncio.wait(tasks, timeout=drain_s)
+        if late:
+            log.warning("drain ran out", batches=len(late))
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, batch: str) -> None:
+        delay_s = RETRY_MIN_S
+        try:
+            while True:
+                runner = self._runners[batch]
+                try:
+                    await runner.run()
+                except Exception as error:
+                    log.error("runner failed", batch=batch, exc_info=error, again_in_s=delay_s)
+                    await self._tools.database.write(recover_batch(batch, now_us=self._tools.clock.now_us()))
+                    await self._tools.clock.sleep_s(delay_s)
+                    delay_s = min(RETRY_MAX_S, 2 * delay_s)
+                    self._runners[batch] = Runner(batch, self._tools)
+                    continue
+                # A wake between the runner's last look and here must not be lost.
+                if self._stopping or not runner.has_news:
+                    return
+        finally:
+            self._runners.pop(batch, None)
+            self._tasks.pop(batch, None)

@@ -1,0 +1,1 @@
+"""Conversations to dataset files: one module a format."""

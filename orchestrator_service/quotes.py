@@ -1,0 +1,77 @@
+"""This service's view of the estimator: quotes, rates and observations, and what holds while it is away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf import json_format
+from parley.v1 import estimator_pb2, quote_pb2
+from parley.v1.estimator_pb2_grpc import BatchEstimatorStub
+from parley.wire.errors import read_error
+
+from orchestrator_service.convert.rate import rate_card_of
+from orchestrator_service.domain.errors import FieldViolation, ParleyError
+from orchestrator_service.domain.ledger import RateCard
+from orchestrator_service.storage.database import Database
+from orchestrator_service.storage.rates import keep_rate_card, kept_rate_card
+
+DEADLINE_S = 20.0
+RETRY_S = 5.0
+AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class Estimator:
+    def __init__(self, channel: grpc.aio.Channel, *, address: str, database: Database) -> None:
+        self._stub = BatchEstimatorStub(channel)
+        self._address = address
+        self._database = database
+
+    async def quote(
+        self, workload: quote_pb2.Workload, *, spec_sha256: str, seed: int, owner: str, deadline_s: float
+    ) -> quote_pb2.Quote:
+        """A new quote, stored by the estimator. Raises ESTIMATOR_UNAVAILABLE."""
+        request = estimator_pb2.CreateQuoteRequest(workload=workload, spec_sha256=spec_sha256, seed=seed, owner=owner)
+        try:
+            return await self._stub.CreateQuote(request, timeout=min(deadline_s, DEADLINE_S))
+        except grpc.aio.AioRpcError as error:
+            raise self._refusal(error) from error
+
+    async def get(self, name: str, *, deadline_s: float) -> quote_pb2.Quote:
+        """A quote, with `stale` judged by the estimator. Raises QUOTE_NOT_FOUND."""
+        request = estimator_pb2.GetQuoteRequest(name=name)
+        try:
+            return await self._stub.GetQuote(request, timeout=min(deadline_s, DEADLINE_S))
+        except grpc.aio.AioRpcError as error:
+            raise self._refusal(error) from error
+
+    async def rates(self) -> RateCard | None:
+        """The rates in force, or the last known ones while the estimator is away; None where there never were any."""
+        try:
+            reply = await self._stub.ListRates(estimator_pb2.ListRatesRequest(), timeout=DEADLINE_S)
+        except grpc.aio.AioRpcError:
+            kept = await self._database.read(kept_rate_card)
+            return None if kept is None else rate_card_of(json_format.Parse(kept, quote_pb2.RateCard()))
+        await self._database.write(keep_rate_card(json_format.MessageToJson(reply.rate_card, indent=None)))
+        return rate_card_of(reply.rate_card)
+
+    async def observe(self, observations: Sequence[quote_pb2.Observation]) -> bool:
+        """Whether the estimator has them now."""
+        request = estimator_pb2.RecordObservationsRequest(observations=observations)
+        try:
+            await self._stub.RecordObservations(request, timeout=DEADLINE_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    def _refusal(self, error: grpc.aio.AioRpcError) -> ParleyError:
+        if error.code() in AWAY:
+            return ParleyError(
+                "ESTIMATOR_UNAVAILABLE",
+                f"The estimator at {self._address} can't be reached, so there is no quote.",
+                metadata={"estimator": self._address},
+                retry_after_s=RETRY_S,
+            )
+        told = read_error(error)
+        violations = [FieldViolation(one.field, one.message) for one in told.violations]
+        return ParleyError(told.reason or "INTERNAL", told.message, violations=violations, metadata=told.metadata)
