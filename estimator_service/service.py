@@ -19,7 +19,7 @@ from parley.wire.auth import Identity
 from estimator_service import convert, pages
 from estimator_service.domain.errors import EstimatorError
 from estimator_service.domain.estimate import History
-from estimator_service.domain.quote import Figures, quote, stale_reason
+from estimator_service.domain.quote import quote, stale_reason
 from estimator_service.domain.rates import RateTable
 from estimator_service.domain.workload import Workload
 from estimator_service.storage import observations, quotes
@@ -27,6 +27,7 @@ from estimator_service.storage.database import Database
 from estimator_service.storage.quotes import NewQuote, StoredQuote
 
 ID_LENGTH = 10
+ID_CHARACTERS = string.ascii_lowercase + string.digits
 PAGE_SIZE = 50
 # Each holds up to some 100 MB of draws, and the processors are few.
 SIMULATIONS_MAX = 2
@@ -46,19 +47,14 @@ class Estimator:
         earlier = await self._quote_of_request(request, caller)
         if earlier:
             return await self._judged(earlier)
-        now = self._now()
-        figures = await self._figures(workload, seed=request.seed, now=now)
-        id = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(ID_LENGTH))
-        made = convert.quote(
-            figures, name=f"quotes/{id}", request=request, owner=owner, now=now, as_of=self._table.as_of
-        )
+        made = await self._new_quote(workload, request, owner)
         new = NewQuote(
-            id=id,
+            id=made.name.removeprefix("quotes/"),
             owner=owner,
             caller=caller.name,
             request_id=request.request_id,
             request_sha256=_fingerprint(request),
-            create_time=now,
+            create_time=made.create_time.ToDatetime(UTC),
             body=made.SerializeToString(),
         )
         if await self._database.write(partial(quotes.insert_quote, new=new)):
@@ -121,10 +117,19 @@ class Estimator:
     async def summarize_accuracy(self, _request: estimator_pb2.SummarizeAccuracyRequest, _caller: Identity) -> NoReturn:
         raise _not_built("SummarizeAccuracy", "the record of how good past quotes were")
 
-    async def _figures(self, workload: Workload, *, seed: int, now: datetime) -> Figures:
+    async def _new_quote(
+        self, workload: Workload, request: estimator_pb2.CreateQuoteRequest, owner: str
+    ) -> quote_pb2.Quote:
+        now = self._now()
         history = await self._history(workload.models, workload.provider)
         async with self._simulations:
-            return await asyncio.to_thread(quote, workload, table=self._table, history=history, seed=seed, now=now)
+            figures = await asyncio.to_thread(
+                quote, workload, table=self._table, history=history, seed=request.seed, now=now
+            )
+        id = "".join(secrets.choice(ID_CHARACTERS) for _ in range(ID_LENGTH))
+        return convert.quote(
+            figures, name=f"quotes/{id}", request=request, owner=owner, now=now, as_of=self._table.as_of
+        )
 
     async def _history(self, models: Sequence[str], provider: str) -> History:
         return await self._database.read(partial(observations.get_history, models=models, provider=provider))

@@ -49,7 +49,7 @@ class Work:
 
     def of_all(self, amounts: Array) -> Array:
         """The sum over all conversations, in every draw."""
-        return np.asarray(amounts @ self.scale, dtype=np.float64)
+        return (amounts * self.scale).sum(axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def makespan_s(
     """Wall seconds in every draw, at `speed_up`: latency and limits scale with it, our own overhead does not."""
     work = _work(workload, estimates, draws, speed_up=speed_up)
     if not work.seconds.shape[1]:
-        return np.zeros(work.seconds.shape[0])
+        return np.zeros(len(work.seconds))
     slots = min(workload.concurrency, workload.count)
     if _walkable(workload.count, slots):
         return walked_s(work, slots=slots)

@@ -217,14 +217,14 @@ def _count(fields: Mapping[str, object], name: str) -> int:
     return max(0, value) if isinstance(value, int) else 0
 
 
-def stop_failure(stop_reason: object) -> CallFailure | None:
-    kind = KINDS_BY_STOP.get(stop_reason, FailureKind.UNKNOWN_STOP) if isinstance(stop_reason, str) else None
-    if kind is None and isinstance(stop_reason, str):
+def stop_failure(stop_reason: object, *, max_tokens: int) -> CallFailure | None:
+    # Whoever asks for no output, to warm the cache, is not cut short.
+    if stop_reason == "max_tokens" and max_tokens == 0:
         return None
-    return CallFailure(
-        kind=kind or FailureKind.UNKNOWN_STOP,
-        message=f"The answer ended with the stop reason {str(stop_reason)[:MESSAGE_MAX_CHARS]}.",
-    )
+    kind = KINDS_BY_STOP.get(str(stop_reason), FailureKind.UNKNOWN_STOP)
+    if kind is None:
+        return None
+    return CallFailure(kind=kind, message=f"The answer ended with the stop reason {stop_reason}."[:MESSAGE_MAX_CHARS])
 
 
 def unreadable() -> CallFailure:

@@ -84,8 +84,7 @@ class Claude:
     async def send(self, request: Request) -> Reply:
         """One paid call. Whatever goes wrong comes back in `failure`; only cancelling raises."""
         sdk = await self._connected()
-        began_s = self._monotonic_s()
-        exchange = _Exchange(self._monotonic_s, began_s, prompt_cache=request.prompt_cache)
+        exchange = _Exchange(request, self._monotonic_s)
         try:
             # The SDK's own time-out counts from byte to byte; a trickle would never end.
             async with asyncio.timeout(request.deadline_s):
@@ -210,10 +209,10 @@ class _Sdk:
 class _Exchange:
     """One call on its way: gathers what is known of it whatever happens next."""
 
-    def __init__(self, monotonic_s: Callable[[], float], began_s: float, *, prompt_cache: str) -> None:
+    def __init__(self, request: Request, monotonic_s: Callable[[], float]) -> None:
+        self._request = request
         self._monotonic_s = monotonic_s
-        self._began_s = began_s
-        self._prompt_cache = prompt_cache
+        self._began_s = monotonic_s()
         self._first_token_s: float | None = None
         self._response: httpx2.Response | None = None
 
@@ -232,10 +231,10 @@ class _Exchange:
         text, stop_reason = answer_text(message.get("content")), message.get("stop_reason")
         if text is None:
             return self.failed(unreadable())
-        usage = usage_of(message.get("usage"), prompt_cache=self._prompt_cache)
+        usage = usage_of(message.get("usage"), prompt_cache=self._request.prompt_cache)
         return self._reply(
             text=text,
-            failure=stop_failure(stop_reason),
+            failure=stop_failure(stop_reason, max_tokens=self._request.max_tokens),
             usage=usage,
             stop_reason=stop_reason if isinstance(stop_reason, str) else "",
             raw=raw,

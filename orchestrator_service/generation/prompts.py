@@ -17,6 +17,7 @@ from orchestrator_service.domain.spec import (
     ParameterValue,
     Spec,
     Tier,
+    plain,
     tier_axes,
 )
 from orchestrator_service.generation.templates import (
@@ -66,6 +67,10 @@ class _Source:
     template: Template | None = None
     refused: PromptRefused | None = None
 
+    @property
+    def names(self) -> frozenset[str]:
+        return self.template.names if self.template else frozenset()
+
     def fill(self, values: Mapping[str, object]) -> str:
         if self.template is None:
             # An exception carries its traceback; raising the same one from many places would pile them up.
@@ -94,7 +99,7 @@ class Prompts:
 
     def __init__(self, spec: Spec, builtins: Builtins) -> None:
         self.spec = spec
-        self._shared_values = _with_values(spec.shared_parameters)
+        self._shared_values = _with_values({name: plain(value) for name, value in spec.shared_parameters.items()})
         self._shared = _shared_source(spec, builtins)
         self._tiers = {tier.id: _tier_source(at, tier, builtins) for at, tier in enumerate(spec.tiers)}
         self._system, system_findings = self._fill_shared(self._shared)
@@ -108,28 +113,19 @@ class Prompts:
         """The prompt of one conversation. Raises PromptRefused."""
         if self._system is None:
             raise PromptRefused(self._shared.field, "The shared prompt can't be filled.", reason="TEMPLATE_REFUSED")
-        source = self._tiers[item.tier.id]
-        length = item.tier.exchange_range
-        values = _with_values(item.parameters)
-        values |= {"tier": item.tier.id, "exchanges_min": length.min, "exchanges_max": length.max}
-        filled = source.fill(values)
-        names: frozenset[str] = source.template.names if source.template else frozenset()
-        user = _with_facts(filled, item.tier.id, length, names=names)
-        encoded = user.encode()
-        if len(encoded) > FILLED_MAX_BYTES:
-            raise PromptRefused(source.field, str(FilledTooLarge()), reason="PROMPT_TOO_LARGE")
-        sha256 = hashlib.sha256(self._system.encode() + b"\0" + encoded).hexdigest()
+        user = self._user(item)
+        sha256 = hashlib.sha256(f"{self._system}\0{user}".encode()).hexdigest()
         return Filled(system=self._system, user=user, sha256=sha256)
 
     def check(self, plan: Plan) -> list[Finding]:
         """Fills every prompt of the plan: one finding for each tier and placeholder, errors first. Takes CPU time."""
         found: dict[tuple[str, str, str], tuple[Finding, int]] = {}
         broken = {tier for tier, source in self._tiers.items() if source.refused}
-        for item in plan.items() if self._system is not None else ():
+        for item in plan.items():
             if item.tier.id in broken:
                 continue
             try:
-                self.render(item)
+                self._user(item)
             except PromptRefused as refused:
                 key = (item.tier.id, refused.reason, refused.placeholder)
                 first, count = found.get(key, (_finding(refused, tier=item.tier.id, conversation=item.number), 0))
@@ -153,6 +149,16 @@ class Prompts:
         texts = (self._shared.text, OUTPUT_INSTRUCTIONS, self._tiers[tier_id].text)
         return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
+    def _user(self, item: Item) -> str:
+        source = self._tiers[item.tier.id]
+        length = item.tier.exchange_range
+        values = _with_values(item.parameters)
+        values |= {"tier": item.tier.id, "exchanges_min": length.min, "exchanges_max": length.max}
+        user = _with_facts(source.fill(values), item.tier.id, length, names=source.names)
+        if len(user) * 4 > FILLED_MAX_BYTES and len(user.encode()) > FILLED_MAX_BYTES:
+            raise PromptRefused(source.field, str(FilledTooLarge()), reason="PROMPT_TOO_LARGE")
+        return user
+
     def _fill_shared(self, source: _Source) -> tuple[str | None, list[Finding]]:
         try:
             return source.fill(self._shared_values), []
@@ -167,7 +173,7 @@ class Prompts:
         unused: list[Finding] = []
         for at, tier in enumerate(self.spec.tiers):
             template = self._tiers[tier.id].template
-            # Without own axes all count, also those that were meant for other tiers.
+            # A built-in template may know axes that this spec leaves out, and the other way round.
             if template is None or tier.prompt is None:
                 continue
             names = [axis.id for axis in tier_axes(self.spec, tier) if axis.id not in template.names]

@@ -262,6 +262,7 @@ def _check_node(node: nodes.Node, *, in_loop: bool) -> None:
     match node:
         case nodes.For():
             _check_loop(node, in_loop=in_loop)
+            _check_expressions(node)
         case nodes.Name() if node.name.startswith("_") or node.name == "self":
             raise TemplateRefused(node.lineno, f"{node.name} is no placeholder.")
         case nodes.Getattr() if node.attr.startswith("_"):
@@ -293,8 +294,8 @@ def _check_join(node: nodes.Filter) -> None:
         raise TemplateRefused(node.lineno, "join takes one short text.")
 
 
-def _check_expressions(node: nodes.Output | nodes.If) -> None:
-    expressions = node.nodes if isinstance(node, nodes.Output) else [node.test]
+def _check_expressions(node: nodes.Output | nodes.If | nodes.For) -> None:
+    expressions = node.nodes if isinstance(node, nodes.Output) else [node.test] if node.test else []
     for expression in expressions:
         # Each may stand for a long text, and nothing is sent out before the expression is whole.
         if sum(1 for _ in expression.find_all(nodes.Node)) > EXPRESSION_NODES_MAX:

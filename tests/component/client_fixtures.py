@@ -295,7 +295,9 @@ def quoted(*, sandbox: bool = True) -> orchestrator_pb2.QuoteBatchResponse:
         groups=[
             quote_pb2.GroupQuote(group="g1", count=90, cost=quote_pb2.CostRange(mean=money.from_nanos(3_280_000_000)))
         ],
-        workload=quote_pb2.Workload(groups=[quote_pb2.WorkloadGroup(id="g1", tier="scenario", count=90)]),
+        workload=quote_pb2.Workload(
+            groups=[quote_pb2.WorkloadGroup(id="g1", tier="scenario", count=90)], budget=money.from_nanos(5_000_000_000)
+        ),
         basis=quote_pb2.Basis(text="the built-in prior of 47 real calls"),
         warnings=[quote_pb2.QuoteWarning(message="The rate limit binds at 7 calls at a time.")],
         probability_within_budget=0.97,

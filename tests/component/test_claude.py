@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -23,8 +23,14 @@ STREAMED = 30_000
 
 
 def request(**changes: Any) -> Request:
-    given: dict[str, Any] = {"model": MODEL, "system": "Answer in JSON.", "user": PROMPT, "max_tokens": 8_000}
-    return Request(**given | {"deadline_s": 5.0} | changes)
+    given: dict[str, Any] = {
+        "model": MODEL,
+        "system": "Answer in JSON.",
+        "user": PROMPT,
+        "max_tokens": 8_000,
+        "deadline_s": 5.0,
+    }
+    return Request(**given | changes)
 
 
 @asynccontextmanager
@@ -63,6 +69,10 @@ async def reply_of(response: Any, **changes: Any) -> Reply:
 
     async with server(answer) as url, claude(url) as made:
         return await made.send(request(**changes))
+
+
+async def no_such_path(_: web.Request) -> web.Response:
+    return error(404, "not_found_error")
 
 
 def message(**fields: Any) -> dict[str, Any]:
@@ -137,12 +147,16 @@ async def test_an_answer_that_stalls_meets_the_deadline(max_tokens: int) -> None
 
 
 async def test_an_answer_that_trickles_meets_the_deadline_too() -> None:
+    never = asyncio.Event()
+
     async def trickle(asked: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(asked)
         while asked.transport is not None and not asked.transport.is_closing():
             await response.write(b" ")
-            await asyncio.wait({asyncio.ensure_future(asyncio.Event().wait())}, timeout=0.02)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await never.wait()
         return response
 
     async with server(trickle) as url, claude(url) as made:
@@ -271,7 +285,7 @@ async def test_a_stream_that_ends_early_is_a_lost_connection() -> None:
 
 
 async def test_a_server_that_is_not_there_cost_nothing() -> None:
-    async with server(lambda _: None) as url:
+    async with server(no_such_path) as url:
         pass
     async with claude(url) as made:
         reply = await made.send(request())
@@ -331,7 +345,7 @@ async def test_tokens_are_counted_as_they_are_billed() -> None:
 
 
 async def test_a_server_that_cannot_count_tokens_says_none() -> None:
-    async with server(lambda _: error(404)) as url, claude(url) as made:
+    async with server(no_such_path) as url, claude(url) as made:
         assert await made.count_tokens(MODEL, "", "Hello") is None
 
     async def answer(_: web.Request) -> web.Response:

@@ -28,8 +28,8 @@ def outcome(checked: Checked, name: str) -> tuple[str, str]:
         "  {}\n",
         "```json\n{}\n```",
         "Here is the conversation:\n\n{}",
-        "I used braces {{like this}} before.\n{}\nDone.".replace("{{", "<").replace("}}", ">"),
-        "{{oops}} and then {}".replace("{{oops}}", "{oops}"),
+        "Like <this>:\n{}\nDone.",
+        "{oops} and then {}",
     ],
 )
 def test_an_answer_is_read_with_whatever_models_put_around_it(around: str) -> None:

@@ -86,11 +86,12 @@ def fill(template: str, **values: object) -> str:
         ("{{ _x }}", "_x is no placeholder"),
         ("{{ self }}", "self is no placeholder"),
         ("{{ " + " ~ ".join(["a"] * 201) + " }}", "the expression is too long"),
-        ("{% if " + " and ".join(["a"] * 70) + " %}{% endif %}", "nested too deeply"),
+        ("{% if " + " and ".join(["a"] * 105) + " %}{% endif %}", "the expression is too long"),
+        ("{% for a in b if " + " and ".join(["a"] * 105) + " %}{% endfor %}", "the expression is too long"),
         ("{{ a }}" * 5_000, "too many parts"),
         ("{% for a in b %}{% endfor %}" * 21, "too many parts"),
         ("{{ " + "(" * 5_000 + "a" + ")" * 5_000 + " }}", "nested too deeply"),
-        ("{% if a %}" * 80 + "{% endif %}" * 80, "nested too deeply"),
+        ("{% if a %}" * 110 + "{% endif %}" * 110, "nested too deeply"),
         ("{{ a", "unexpected end"),
         ("{% endif %}", "unknown tag 'endif'"),
     ],
@@ -121,11 +122,7 @@ def test_a_refusal_names_the_line() -> None:
         ("{{ client.items }}", {"client": {"items": "a list"}}, "a list"),
         ("{{ name|upper|trim }} {{ x|default('none') }}", {"name": " jo "}, "JO none"),
         ("{{ names|join(' and ') }}", {"names": ["a", "b"]}, "a and b"),
-        (
-            "{% for n in names %}{{ loop.index }}{{ n }}{{ ',' if not loop.last else '' }}{% endfor %}",
-            {"names": ["a", "b"]},
-            "1a,2b",
-        ),
+        ("{% for n in ns %}{{ loop.index }}{{ n if loop.last else n ~ ',' }}{% endfor %}", {"ns": ["a", "b"]}, "1a,2b"),
         ("{% for n in client.tags %}{{ n }}{% else %}none{% endfor %}", {"client": {"tags": []}}, "none"),
         ("{% for key in client %}{{ key }}={{ client[key] }};{% endfor %}", {"client": {"a": 1, "b": 2}}, "a=1;b=2;"),
         ("{% if mood is defined and mood in ['calm'] %}x{% elif n > 2 %}y{% endif %}", {"n": 3}, "y"),
@@ -304,11 +301,8 @@ def test_values_of_the_wrong_kind_are_findings() -> None:
 
 
 def test_the_shared_prompt_knows_shared_parameters_only() -> None:
-    made = spec(
-        "Write.",
-        shared_prompt="You know {{ topic }}.",
-        tiers=(Tier(id="t", count=1, prompt="x", parameters={"topic": "y"}),),
-    )
+    tier = Tier(id="t", count=1, prompt="x", parameters={"topic": "y"})
+    made = spec(shared_prompt="You know {{ topic }}.", tiers=(tier,))
     message = "The placeholder topic has no value. Only shared parameters count here."
     assert checked(made) == [Finding("ERROR", "PLACEHOLDER_UNRESOLVED", "shared_prompt.text", message)]
     with pytest.raises(PromptRefused, match="shared prompt"):

@@ -19,6 +19,8 @@ from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 
 LISTED_MAX = 100
 TROUBLES_MAX = 50
+# On a terminal the panel says these already.
+SHOWN_ABOVE = {"title", "state", "done", "budget"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,8 @@ def _show_batch(output: Output, batch: batch_pb2.Batch) -> None:
     output.show(progress.panel(batch, (), width=output.out.width))
     output.show()
     for label, value in _facts(batch):
+        if label in SHOWN_ABOVE:
+            continue
         output.show(Text.assemble((f"{label:<12}", "dim"), value))
 
 

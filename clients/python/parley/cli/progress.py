@@ -128,14 +128,18 @@ def summary(batch: batch_pb2.Batch) -> str:
 
 
 def hold_line(hold: batch_pb2.Hold) -> str:
+    return f"{_hold_cause(hold)} next: {hold.next_step}"
+
+
+def _hold_cause(hold: batch_pb2.Hold) -> str:
     clears = f" Clears by itself at {words.day_and_time(hold.clears_at)} UTC." if hold.HasField("clears_at") else ""
-    return f"{words.hold(hold.reason)}: {hold.message}{clears} next: {hold.next_step}"
+    return f"{words.hold(hold.reason)}: {hold.message}{clears}"
 
 
 def panel(batch: batch_pb2.Batch, events: Iterable[batch_pb2.BatchEvent], *, width: int) -> RenderableType:
     parts: list[RenderableType] = [_title(batch), _bar(batch, width=width), _money(batch), Text(), tiers(batch)]
     for hold in batch.holds:
-        parts += [Text(), Text.assemble(("held  ", "yellow"), hold_line(hold))]
+        parts += [Text(), Text.assemble(("held: ", "bold yellow"), _hold_cause(hold)), Text(f"next: {hold.next_step}")]
     logged = [_event(event) for event in events]
     if logged:
         parts += [Text(), *logged]

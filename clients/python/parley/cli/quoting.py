@@ -20,6 +20,10 @@ from parley.cli.spec_file import SpecFile
 from parley.v1 import orchestrator_pb2, quote_pb2
 
 
+# A small tier misses many; a list of them all tells nothing.
+MISSED_NAMED_MAX = 3
+
+
 async def quote(session: Session, path: Path, *, prompts: int) -> int:
     """The dry run of a spec file. Findings that CreateBatch would refuse end it with exit code 2."""
     file = spec_file.load(path)
@@ -71,20 +75,23 @@ def panel(quoted: orchestrator_pb2.QuoteBatchResponse, name: str) -> RenderableT
         grid.add_row(label, text)
     parts: list[RenderableType] = [_tiers(quoted), Text(), grid]
     parts += [Text(f"! {warning.message}", style="yellow") for warning in quote.warnings]
-    return Panel(Group(*parts), title=Text(f"Quote for {name}"), title_align="left", border_style="dim", padding=(1, 2))
+    return Panel.fit(
+        Group(*parts), title=Text(f"Quote for {name}"), title_align="left", border_style="dim", padding=(0, 2)
+    )
 
 
 def _facts(quoted: orchestrator_pb2.QuoteBatchResponse) -> Iterator[tuple[str, RenderableType]]:
     quote = quoted.quote
-    within = f"   {quote.probability_within_budget:.0%} sure to stay within the budget"
     yield (
         "cost",
         Text.assemble(
             (money.show(quote.cost.mean), "bold"),
             f"   8 in 10: {words.cost_at(quote.cost, 0.1)} to {words.cost_at(quote.cost, 0.9)}",
-            within if quote.HasField("probability_within_budget") else "",
         ),
     )
+    if quote.HasField("probability_within_budget"):
+        budget = money.show(quote.workload.budget)
+        yield "budget", Text(f"{budget}, kept with a probability of {quote.probability_within_budget:.0%}")
     yield (
         "time",
         Text.assemble(
@@ -113,7 +120,8 @@ def _tiers(quoted: orchestrator_pb2.QuoteBatchResponse) -> Table:
         (tier.tier, tier.counts.total, money.show_nanos(costs[tier.tier]) if tier.tier in costs else "")
         for tier in quoted.tiers
     ]
-    rows.append(("all", sum(tier.counts.total for tier in quoted.tiers), money.show(quoted.quote.cost.mean)))
+    if len(rows) > 1:
+        rows.append(("all", sum(tier.counts.total for tier in quoted.tiers), money.show(quoted.quote.cost.mean)))
     return table(("tier", "conversations", "expected cost"), rows, right=("conversations", "expected cost"))
 
 
@@ -133,9 +141,8 @@ def _coverage(quoted: orchestrator_pb2.QuoteBatchResponse) -> str:
     missed = [cell for cell in cells if not cell.count]
     repeats = sum(quoted.coverage.repeats.values())
     values = f"{len(cells) - len(missed)} of {len(cells)} axis values come up"
-    named = ", ".join(f"{cell.tier} {cell.axis}={cell.value}" for cell in missed[:3])
-    more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
-    without = f" (not {named}{more})" if missed else ""
+    named = ", ".join(f"{cell.tier} {cell.axis}={cell.value}" for cell in missed)
+    without = f" (not {named})" if 0 < len(missed) <= MISSED_NAMED_MAX else ""
     return f"{values}{without}; {repeats} conversations repeat a combination"
 
 

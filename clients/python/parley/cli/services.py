@@ -29,8 +29,8 @@ from parley.wire.channel import open_blocking_channel
 POLL_EVERY_S = 0.05
 PROBE_TIMEOUT_S = 2.0
 START_MAX_S = 60.0
-# The services may drain for up to 20 s.
-END_MAX_S = 40.0
+# The orchestrator lets calls in flight end for up to 90 s (PARLEY_DRAIN_S), and then closes what is open.
+END_MAX_S = 150.0
 LOG_TAIL_LINES = 12
 LISTEN = {"orchestrator": "127.0.0.1:7460", "estimator": "127.0.0.1:7461", "sandbox": "127.0.0.1:7462"}
 # Whoever calls others goes first, so that nothing is called that is gone.
@@ -131,7 +131,7 @@ def _estimator() -> Program:
         module="estimator_service",
         address=_target("estimator"),
         answers=_health_check("estimator", "parley.v1.BatchEstimator"),
-        environment={"PARLEY_ESTIMATOR_LISTEN": _listen("estimator"), "PARLEY_HOME": str(home())},
+        environment={"PARLEY_ESTIMATOR_LISTEN": _listen("estimator"), **_database("estimator")},
     )
 
 
@@ -139,7 +139,7 @@ def _orchestrator(answers: Callable[[], bool], *, sandboxed: bool) -> Program:
     environment = {
         "PARLEY_ORCHESTRATOR_LISTEN": _listen("orchestrator"),
         "PARLEY_ESTIMATOR": os.environ.get("PARLEY_ESTIMATOR") or _target("estimator"),
-        "PARLEY_HOME": str(home()),
+        **_database("orchestrator"),
     }
     if sandboxed:
         # The sandbox takes any key that is not empty.
@@ -151,6 +151,11 @@ def _orchestrator(answers: Callable[[], bool], *, sandboxed: bool) -> Program:
         answers=answers,
         environment=environment,
     )
+
+
+def _database(name: str) -> dict[str, str]:
+    variable = f"PARLEY_{name.upper()}_DATABASE"
+    return {variable: os.environ.get(variable) or str(home() / f"{name}.db")}
 
 
 def _listen(name: str) -> str:
