@@ -124,7 +124,7 @@ class Creation:
             if error.reason != "ESTIMATOR_UNAVAILABLE" or not request.allow_unquoted:
                 raise
             return None, await self.estimator.rates()
-        return quote, rate_card_of(_priced(quote))
+        return quote, _rate_card(quote)
 
     async def _refuse_unfit(self, quote: quote_pb2.Quote, planned: Planned, *, owner: str, deadline_s: float) -> None:
         if quote.spec_sha256 != planned.sha256:
@@ -272,11 +272,11 @@ def _rows(batch: str, planned: Planned, places: Sequence[tuple[int, int]]) -> li
     ]
 
 
-def _priced(quote: quote_pb2.Quote) -> quote_pb2.RateCard:
-    """The card without models that have no price: their batches have no rate either."""
-    card = quote_pb2.RateCard(version=quote.rate_card.version)
-    card.rates.extend(rate for rate in quote.rate_card.rates if rate.input_nanos_per_mtok or rate.output_nanos_per_mtok)
-    return card
+def _rate_card(quote: quote_pb2.Quote) -> RateCard:
+    """The quote's prices; where the estimator warns that there is none, there are none, though the card has a zero."""
+    if any(warning.kind == quote_pb2.QuoteWarning.KIND_NO_PRICE for warning in quote.warnings):
+        return RateCard(quote.rate_card.version, {})
+    return rate_card_of(quote.rate_card)
 
 
 def _fingerprint(planned: Planned) -> str:

@@ -1,4 +1,4 @@
-"""Generates the Python stubs and the descriptor image from the contract; `--check` only tells whether they are current."""
+"""Generates the Python stubs and the descriptor image from the contract; `--check` only tells if they are current."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def same(one: Path, other: Path) -> bool:
 def generate(out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         validate = dump_validate_descriptor(Path(folder))
-        protoc(f"--descriptor_set_in={validate}", f"--python_out={out}", f"--mypy_out={out}", "buf/validate/validate.proto")
+        stubs = (f"--python_out={out}", f"--mypy_out={out}")
+        protoc(f"--descriptor_set_in={validate}", *stubs, "buf/validate/validate.proto")
         protoc(
             *includes(validate),
-            f"--python_out={out}",
-            f"--mypy_out={out}",
+            *stubs,
             *map(str, CONTRACT),
         )
         services = [str(path) for path in CONTRACT if "\nservice " in (ROOT / "protos" / path).read_text()]

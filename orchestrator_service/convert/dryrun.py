@@ -9,6 +9,9 @@ from parley.v1 import batch_pb2, orchestrator_pb2, quote_pb2
 from orchestrator_service.domain.spec import Finding
 from orchestrator_service.generation.planning import Planned
 
+# Sixteen axes of a thousand values have more combinations than the wire can count.
+INT64_MAX = 2**63 - 1
+
 _SEVERITIES = {"ERROR": orchestrator_pb2.SEVERITY_ERROR, "WARNING": orchestrator_pb2.SEVERITY_WARNING}
 
 
@@ -52,9 +55,8 @@ def _coverage(planned: Planned) -> orchestrator_pb2.Coverage:
         orchestrator_pb2.CoverageCell(tier=tier, axis=axis, value=value, count=count)
         for tier, axis, value, count in planned.plan.coverage()
     ]
-    return orchestrator_pb2.Coverage(
-        cells=cells, combinations=planned.plan.combinations(), repeats=planned.plan.repeats()
-    )
+    combinations = {tier: min(count, INT64_MAX) for tier, count in planned.plan.combinations().items()}
+    return orchestrator_pb2.Coverage(cells=cells, combinations=combinations, repeats=planned.plan.repeats())
 
 
 def _sample(planned: Planned, sample: int) -> list[int]:

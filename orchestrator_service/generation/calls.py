@@ -11,6 +11,7 @@ from orchestrator_service.domain.ledger import Usage
 from orchestrator_service.domain.retry import FailureKind
 
 SPEED_UP_HEADER = "parley-sandbox-speed-up"
+SPEED_UP_MAX = 1_000_000_000
 MESSAGE_MAX_CHARS = 200
 STRICTER = (
     "Your last answer to this could not be read. Answer with the JSON object alone, escape every quote inside a"
@@ -273,7 +274,7 @@ def announcement_of(
         speed_up = 1.0
     return Announcement(
         sandbox=told is not None,
-        speed_up=speed_up if speed_up > 0 else 1.0,
+        speed_up=speed_up if 0 < speed_up <= SPEED_UP_MAX else 1.0,
         limits=limits_of(headers),
         models=models,
         failure=failure,

@@ -178,7 +178,8 @@ class Claude:
         if not message.ended:
             lost = FailureKind.CONNECTION_LOST
             return exchange.failed(CallFailure(kind=lost, message="The stream ended early.", possibly_paid=True))
-        return exchange.answered(message.fields, raw=json.dumps(message.fields, ensure_ascii=False))
+        # Escaped, so that half a character, cut by the model, can be stored too.
+        return exchange.answered(message.fields, raw=json.dumps(message.fields))
 
 
 class _Sdk:

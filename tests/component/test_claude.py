@@ -278,6 +278,30 @@ async def test_a_stop_reason_has_its_kind(stop_reason: str | None, kind: Failure
     assert reply.failure and reply.failure.kind is kind
 
 
+async def test_half_a_character_in_a_stream_is_kept_in_a_form_that_can_be_stored() -> None:
+    events = [
+        {"type": "message_start", "message": message(content=[])},
+        {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}},
+        {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a\ud83d"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 3}},
+        {"type": "message_stop"},
+    ]
+    body = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+    reply = await reply_of(web.Response(text=body), max_tokens=STREAMED)
+    assert (reply.failure, reply.text, reply.usage) == (None, "a\ud83d", Usage(output_tokens=3))
+    assert reply.raw.isascii()
+
+
+@pytest.mark.parametrize("speed_up", ["nan", "inf", "-1", "fast"])
+async def test_a_speed_up_that_is_none_counts_as_real_time(speed_up: str) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({}, headers={"parley-sandbox-speed-up": speed_up})
+
+    async with server(answer) as url, claude(url) as made:
+        announced = await made.announcement()
+    assert (announced.sandbox, announced.speed_up) == (True, 1.0)
+
+
 async def test_a_stream_that_ends_early_is_a_lost_connection() -> None:
     reply = await reply_of(web.Response(body=b'event: ping\ndata: {"type": "ping"}\n\n'), max_tokens=STREAMED)
     assert reply.failure

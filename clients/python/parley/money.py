@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 
 from google.type import money_pb2
@@ -51,6 +52,14 @@ def parse(text: str) -> money_pb2.Money:
 def show(money: money_pb2.Money) -> str:
     """$0.0123 below ten cents, $12.34 and $1,234.50 above; never so rounded that something becomes nothing."""
     return show_nanos(to_nanos(money))
+
+
+def show_column(column: Sequence[int]) -> list[str]:
+    """Amounts in nanos that stand below one another: all with cents, or all finer where one needs it."""
+    fine = any(0 < abs(nanos) < CENTS_TOO_COARSE_NANOS for nanos in column)
+    if not fine or any(abs(nanos) >= NANOS_PER_DOLLAR for nanos in column):
+        return [show_nanos(nanos) for nanos in column]
+    return [f"${Decimal(nanos).scaleb(-9):,.4f}" for nanos in column]
 
 
 def show_nanos(nanos: int) -> str:

@@ -184,6 +184,7 @@ def _money(batch: batch_pb2.Batch) -> Text:
 
 def tiers(batch: batch_pb2.Batch) -> Table:
     columns = ("tier", "done", "total", "failed", "kept back", "in flight", "spent")
+    costs = money.show_column([money.to_nanos(tier.cost) for tier in batch.tiers])
     rows = [
         (
             tier.tier,
@@ -192,9 +193,9 @@ def tiers(batch: batch_pb2.Batch) -> Table:
             tier.counts.failed,
             tier.counts.quarantined,
             tier.counts.in_flight,
-            money.show(tier.cost),
+            cost,
         )
-        for tier in batch.tiers
+        for tier, cost in zip(batch.tiers, costs, strict=True)
     ]
     return table(columns, rows, right=columns[1:])
 

@@ -91,7 +91,7 @@ def _facts(quoted: orchestrator_pb2.QuoteBatchResponse) -> Iterator[tuple[str, R
     )
     if quote.HasField("probability_within_budget"):
         budget = money.show(quote.workload.budget)
-        yield "budget", Text(f"{budget}, kept with a probability of {quote.probability_within_budget:.0%}")
+        yield "budget", Text(f"{budget}, kept with a probability of {words.share(quote.probability_within_budget)}")
     yield (
         "time",
         Text.assemble(
@@ -116,13 +116,13 @@ def _sandbox(quoted: orchestrator_pb2.QuoteBatchResponse) -> str:
 
 def _tiers(quoted: orchestrator_pb2.QuoteBatchResponse) -> Table:
     costs = _cost_by_tier(quoted.quote)
-    rows = [
-        (tier.tier, tier.counts.total, money.show_nanos(costs[tier.tier]) if tier.tier in costs else "")
-        for tier in quoted.tiers
-    ]
+    rows = [(tier.tier, tier.counts.total, costs.get(tier.tier, 0)) for tier in quoted.tiers]
     if len(rows) > 1:
-        rows.append(("all", sum(tier.counts.total for tier in quoted.tiers), money.show(quoted.quote.cost.mean)))
-    return table(("tier", "conversations", "expected cost"), rows, right=("conversations", "expected cost"))
+        rows.append(("all", sum(count for _, count, _ in rows), money.to_nanos(quoted.quote.cost.mean)))
+    shown = money.show_column([nanos for _, _, nanos in rows])
+    columns = ("tier", "conversations", "expected cost")
+    cells = [(tier, count, cost) for (tier, count, _), cost in zip(rows, shown, strict=True)]
+    return table(columns, cells, right=columns[1:])
 
 
 def _cost_by_tier(quote: quote_pb2.Quote) -> dict[str, int]:

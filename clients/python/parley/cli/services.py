@@ -302,7 +302,7 @@ def _tell(output: Output, service: Running) -> None:
         return
     how = "runs already" if service.pid is None else f"started, process {service.pid}"
     if service.name == "sandbox":
-        how += f"; {sandbox_settings().get('speed_up_announced', '?')} x as fast as real, bills nothing"
+        how += f", {sandbox_settings().get('speed_up_announced', '?')} x real speed"
     output.text(f"{service.name:<13} {service.address:<24} {how}")
 
 

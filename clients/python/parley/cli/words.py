@@ -77,6 +77,13 @@ def times(speed_up: float) -> str:
     return f"{speed_up:g} x"
 
 
+def share(of_one: float) -> str:
+    """97 %; never all and never none, for a probability is neither."""
+    if of_one > 0.99:
+        return "over 99 %"
+    return "under 1 %" if of_one < 0.01 else f"{100 * of_one:.0f} %"
+
+
 def done(counts: batch_pb2.Counts) -> int:
     """Conversations that need nothing more."""
     return counts.generated + counts.failed + counts.cancelled
@@ -112,7 +119,7 @@ def event(logged: batch_pb2.BatchEvent) -> str:
         case batch_pb2.Recovered():
             return f"server came back: {detail.conversations_requeued} conversations wait again"
         case batch_pb2.BudgetMark():
-            return f"{detail.share:.0%} of the budget is spent"
+            return f"{100 * detail.share:.0f} % of the budget is spent"
         case batch_pb2.RatesChanged():
             return f"prices changed to version {detail.rate_version}"
         case Message() | None:
