@@ -136,6 +136,12 @@ def judge(
     return Judged(settlement, decision.delay_s if isinstance(decision, RetryAfter) else None)
 
 
+def unjudged(reply: Reply, attempts: Attempts, terms: Terms, *, call: int, now_us: int) -> Judged:
+    """For an answer that our own mistake keeps us from judging: paid, kept raw, and no second one is asked for."""
+    given_up = GivenUp("MALFORMED", "The answer could not be judged; it is kept in the ledger.")
+    return Judged(_settlement(reply, attempts, terms, call, CallOutcome.MALFORMED, given_up, now_us=now_us), None)
+
+
 def _made(reply: Reply, attempts: Attempts) -> Made | CallFailure:
     if reply.failure is not None:
         return reply.failure

@@ -8,6 +8,8 @@ from collections import deque
 
 from orchestrator_service.engine.clock import Clock
 
+STEP_S = 1.0
+
 
 class Limiter:
     """Counts the requests of the last window. Waiting is cancellable; among equals who came first goes first."""
@@ -61,7 +63,8 @@ class Limiter:
         while self._waiting:
             delay_s = self._wait_s()
             if delay_s > 0:
-                await self._clock.sleep_s(delay_s)
+                # In steps, for the window may be rescaled meanwhile.
+                await self._clock.sleep_s(min(delay_s, STEP_S))
                 continue
             _priority, _arrival, turn = heapq.heappop(self._waiting)
             # A waiter that was cancelled takes nothing.

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -15,7 +15,7 @@ from orchestrator_service.domain.batch import ACTIVE, BatchState
 from orchestrator_service.domain.ledger import CallPurpose, Rate
 from orchestrator_service.domain.retry import Policy
 from orchestrator_service.engine.clock import Clock
-from orchestrator_service.engine.conversations import Attempts, Judged, Terms, judge
+from orchestrator_service.engine.conversations import Attempts, Judged, Terms, judge, unjudged
 from orchestrator_service.engine.limiter import Limiter
 from orchestrator_service.generation.claude import Reply, Request
 from orchestrator_service.generation.planning import Planned
@@ -28,9 +28,11 @@ from orchestrator_service.storage.settlements import settle_call
 from orchestrator_service.storage.writer import StorageFailed
 
 PAGE = 256
+FROM_THE_START = -1
 STORAGE_RETRY_S = 1.0
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 class Provider(Protocol):
@@ -70,7 +72,7 @@ class Runner:
         self._waits: set[asyncio.Future[None]] = set()
         self._waiting_for_limit = 0
         self._page: deque[Waiting] = deque()
-        self._place = -1
+        self._place = FROM_THE_START
 
     @property
     def waits_for_limit(self) -> bool:
@@ -129,41 +131,60 @@ class Runner:
                 if waiting.number not in self._at_work:
                     return waiting
             query = partial(conversations.pending, batch=self.batch, place=self._place, limit=PAGE)
-            found = await self._tools.database.read(query)
-            if not found:
+            found = await self._patiently(partial(self._tools.database.read, query))
+            if found:
+                self._page.extend(found)
+                self._place = found[-1].place
+            elif self._at_work or self._place == FROM_THE_START:
                 return None
-            self._page.extend(found)
-            self._place = found[-1].place
+            else:
+                # Nothing is under way, so whatever still waits was left behind: look once more.
+                self._place = FROM_THE_START
 
     async def _converse(self, number: int, terms: Terms, planned: Planned) -> None:
         try:
             item = planned.item(number)
             attempts = Attempts(item=item, filled=planned.prompts.render(item))
-            while await self._granted(priority=terms.priority):
-                delay_s = await self._attempt(attempts, terms)
-                if delay_s is None or not await self._unless_halted(self._tools.clock.sleep_s(delay_s)):
+            delay_s: float | None = 0.0
+            while delay_s is not None:
+                if not await self._pause(delay_s) or not await self._granted(priority=terms.priority):
+                    # Left PENDING by a hold, which may be gone again: it must be found again.
+                    self.wake()
                     return
+                delay_s = await self._attempt(attempts, terms)
         finally:
             self._at_work.discard(number)
             self._woken.set()
 
     async def _attempt(self, attempts: Attempts, terms: Terms) -> float | None:
-        """One call. How long to wait before the next attempt; None where there is none."""
+        """One call. How long to wait before the next attempt; None where there is none here."""
+        # Taken before the claim: a settlement that is committed right behind it must not be missed.
+        settled = self._settled
         claimed = await self._claim(attempts, terms)
         if isinstance(claimed, NotClaimable):
             self.wake()
             return None
         if isinstance(claimed, WaitForSettlement):
-            await self._unless_halted(self._next_settlement())
+            await self._unless_halted(_set(settled))
             return 0.0
         reply = await self._tools.provider.send(attempts.request(terms))
-        now_us = self._tools.clock.now_us()
-        judged = judge(
-            reply, attempts, terms, call=claimed.call, tries=claimed.tries, now_us=now_us, rng=self._tools.rng
-        )
-        if await self._settle(judged) is not BatchState.RUNNING:
+        judged = self._judged(reply, attempts, terms, claimed)
+        state = await self._patiently(partial(self._tools.database.write, settle_call(judged.settlement)))
+        self._settled.set()
+        self._settled = asyncio.Event()
+        if state is not BatchState.RUNNING:
             self.wake()
         return judged.retry_after_s
+
+    def _judged(self, reply: Reply, attempts: Attempts, terms: Terms, claimed: Claimed) -> Judged:
+        now_us = self._tools.clock.now_us()
+        try:
+            return judge(
+                reply, attempts, terms, call=claimed.call, tries=claimed.tries, now_us=now_us, rng=self._tools.rng
+            )
+        except Exception as error:
+            log.error("answer not judged", batch=self.batch, call=claimed.call, exc_info=error)
+            return unjudged(reply, attempts, terms, call=claimed.call, now_us=now_us)
 
     async def _claim(self, attempts: Attempts, terms: Terms) -> Claimed | NotClaimable | WaitForSettlement:
         wanted = Claim(
@@ -176,20 +197,20 @@ class Runner:
             reserve_nanos=attempts.reserve_nanos(terms),
             now_us=self._tools.clock.now_us(),
         )
-        return await self._tools.database.write(claim(wanted))
+        return await self._patiently(partial(self._tools.database.write, claim(wanted)))
 
-    async def _settle(self, judged: Judged) -> BatchState:
-        """A paid answer is never dropped: while the database refuses, it is kept here and tried again."""
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """While the database refuses, what is in flight goes on, and a paid answer is kept here and tried again."""
         while True:
             try:
-                state = await self._tools.database.write(settle_call(judged.settlement))
+                return await attempt()
             except StorageFailed as error:
-                log.error("answer not committed yet", batch=self.batch, call=judged.settlement.call, error=str(error))
+                log.error("database refuses, trying again", batch=self.batch, error=str(error))
                 await self._tools.clock.sleep_s(STORAGE_RETRY_S)
-            else:
-                self._settled.set()
-                self._settled = asyncio.Event()
-                return state
+
+    async def _pause(self, delay_s: float) -> bool:
+        """Waits between two attempts; False where a hold came first."""
+        return not self._halted if delay_s == 0 else await self._unless_halted(self._tools.clock.sleep_s(delay_s))
 
     async def _granted(self, *, priority: int) -> bool:
         """A place in the limit of requests; False where a hold came first."""
@@ -220,9 +241,6 @@ class Runner:
         wait.result()
         return True
 
-    async def _next_settlement(self) -> None:
-        await self._settled.wait()
-
     def _halt(self) -> None:
         self._halted = True
         for wait in self._waits:
@@ -232,8 +250,8 @@ class Runner:
         self._changed = False
         # What was put back, or left between two attempts, is found again from the start.
         self._page.clear()
-        self._place = -1
-        return await self._tools.database.read(lambda connection: batches.get(connection, self.batch))
+        self._place = FROM_THE_START
+        return await self._patiently(partial(self._tools.database.read, partial(batches.get, batch=self.batch)))
 
     async def _planned(self) -> Planned:
         stored = await self._tools.database.read(lambda connection: batches.spec_bytes(connection, self.batch))
@@ -252,3 +270,7 @@ class Runner:
             priority=row["priority"],
             stop_on_error=row["stop_on_error"],
         )
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()

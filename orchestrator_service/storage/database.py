@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from orchestrator_service.storage.tables import store
-from orchestrator_service.storage.writer import Fact, Transaction, Writer
+from orchestrator_service.storage.writer import Fact, StorageFailed, Transaction, Writer
 
 T = TypeVar("T")
 READERS = 4
@@ -42,8 +42,11 @@ class Database:
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Runs `query` in one read transaction: all that it reads is of one moment."""
-        async with self.readers.connect() as connection, connection.begin():
-            return await connection.run_sync(query)
+        try:
+            async with self.readers.connect() as connection, connection.begin():
+                return await connection.run_sync(query)
+        except DBAPIError as error:
+            raise StorageFailed(f"The database can't be read: {error.orig}") from error
 
 
 @asynccontextmanager

@@ -61,3 +61,8 @@ def test_thousands_may_have_commas() -> None:
 def test_what_is_no_amount_is_refused_in_words(text: str) -> None:
     with pytest.raises(ValueError, match="is not an amount"):
         money.parse(text)
+
+
+def test_amounts_below_one_another_are_equally_fine() -> None:
+    assert money.show_column([170_000_000, 12_300_000, 0]) == ["$0.1700", "$0.0123", "$0.0000"]
+    assert money.show_column([3_280_000_000, 170_000_000]) == ["$3.28", "$0.17"]

@@ -116,7 +116,10 @@ def init(
     folder: Annotated[Path, typer.Argument(help="where to write")] = Path(),
     force: Annotated[bool, typer.Option("--force", help="overwrite what is there")] = False,
 ) -> None:
-    """Write a first spec that runs as it is, with its prompts and a schema for your editor."""
+    """Write a first spec that runs as it is.
+
+    Its prompts and a schema for your editor come with it.
+    """
     from parley.cli import initializing
 
     run_here(context, lambda session: initializing.init(session.output, folder, force=force))
@@ -126,7 +129,10 @@ def init(
 def check(
     context: typer.Context, model: Annotated[str, typer.Option(help="the model to try; the server's default")] = ""
 ) -> None:
-    """Prove key, model and limits with one call of a few tokens (under a cent)."""
+    """Prove key, model and limits with one tiny call.
+
+    It costs under a cent, and says so.
+    """
     from parley.cli import checking
 
     run(context, lambda session: checking.check(session, model=model))
@@ -138,7 +144,10 @@ def quote(
     spec: SpecPath,
     prompts: Annotated[int, typer.Option(min=0, max=100, help="filled prompts to show")] = 0,
 ) -> None:
-    """Dry run: what a spec costs, how long it takes, and everything that is wrong with it."""
+    """Say what a spec costs and what is wrong with it.
+
+    A dry run: nothing is started. Exit code 2 where the spec can't be made as it is.
+    """
     from parley.cli import quoting
 
     run(context, lambda session: quoting.quote(session, spec, prompts=prompts))
@@ -210,7 +219,7 @@ def show(
     batch: Batch,
     every: Annotated[bool, typer.Option("--all", help="every conversation, not only those that went wrong")] = False,
 ) -> None:
-    """Show a batch: tiers, money, holds, and the conversations that went wrong."""
+    """Show a batch and what went wrong in it."""
     from parley.cli import batches
 
     run(context, lambda session: batches.show(session, batch, every=every))
@@ -260,7 +269,10 @@ def retry(
     reason: Annotated[list[str] | None, typer.Option(help="only what failed so, such as refusal")] = None,
     review: Annotated[list[str] | None, typer.Option(help="quarantined or rejected ones")] = None,
 ) -> None:
-    """Make failed and cancelled conversations again (or those that the options name)."""
+    """Make failed and cancelled conversations again.
+
+    Or those that the options name.
+    """
     from parley.cli import batches
 
     run(
@@ -327,7 +339,10 @@ def spend(
 
 @app.command()
 def up(context: typer.Context) -> None:
-    """Start both services on this machine (and the sandbox where no ANTHROPIC_API_KEY is set)."""
+    """Start both services on this machine.
+
+    And the sandbox where neither ANTHROPIC_API_KEY nor ANTHROPIC_BASE_URL is set. What runs already is left as it is.
+    """
     from parley.cli import services
 
     run_here(context, lambda session: services.up_command(session.output))
@@ -348,7 +363,10 @@ def demo(
     spec: Annotated[Path | None, typer.Option(help="another spec than the example")] = None,
     out: Annotated[Path, typer.Option(help="where the dataset goes")] = Path("out"),
 ) -> None:
-    """Quote, start, watch and export the example; ends the services that it started."""
+    """Quote, start, watch and export the example.
+
+    Starts the services where none run, and ends those at the end.
+    """
     from parley.cli import demo
 
     run_here(context, lambda session: demo.demo(session, spec=spec, out=out, yes=yes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.padding import Padding
 from rich.text import Text
 
@@ -14,7 +16,18 @@ from parley.client import BatchClient
 from parley.v1 import conversation_pb2
 
 SPEAKERS = {conversation_pb2.ROLE_USER: "user", conversation_pb2.ROLE_ASSISTANT: "assistant"}
-STYLES = {conversation_pb2.ROLE_USER: "bold cyan", conversation_pb2.ROLE_ASSISTANT: "bold green"}
+STYLES = {"user": "bold cyan", "assistant": "bold green"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excerpt:
+    """How much of a conversation is enough to see what it is like."""
+
+    turns: int
+    characters: int
+
+    def of(self, content: str) -> str:
+        return content if len(content) <= self.characters else f"{content[: self.characters].rsplit(' ', 1)[0]} ..."
 
 
 async def read(session: Session, name: str, number: int | None) -> int:
@@ -43,18 +56,22 @@ async def first_number(client: BatchClient, name: str) -> int:
     )
 
 
-def show(output: Output, conversation: conversation_pb2.Conversation, *, turns_max: int | None = None) -> None:
+def show(output: Output, conversation: conversation_pb2.Conversation, *, excerpt: Excerpt | None = None) -> None:
     _show_head(output, conversation)
-    shown = conversation.turns if turns_max is None else conversation.turns[:turns_max]
+    shown = conversation.turns[: excerpt.turns] if excerpt else conversation.turns
     for turn in shown:
-        if output.live:
-            output.show()
-            output.show(Text(SPEAKERS.get(turn.role, "?"), style=STYLES.get(turn.role, "bold")))
-            output.show(Padding(Text(turn.content), (0, 0, 0, 2)))
-        else:
-            output.text(f"\n{SPEAKERS.get(turn.role, '?')}:\n{turn.content}")
+        _show_turn(output, SPEAKERS.get(turn.role, "?"), excerpt.of(turn.content) if excerpt else turn.content)
     if len(shown) < len(conversation.turns):
-        output.text(f"\n... {len(conversation.turns) - len(shown)} more turns")
+        output.text(f"\n... and {len(conversation.turns) - len(shown)} more turns")
+
+
+def _show_turn(output: Output, speaker: str, content: str) -> None:
+    if not output.live:
+        output.text(f"\n{speaker}:\n{content}")
+        return
+    output.show()
+    output.show(Text(speaker, style=STYLES.get(speaker, "bold")))
+    output.show(Padding(Text(content), (0, 0, 0, 2)))
 
 
 def _show_head(output: Output, conversation: conversation_pb2.Conversation) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.text import Text
 
 from parley.cli import conversations, exporting, services, spec_file, starter, starting, watching, words
+from parley.cli.conversations import Excerpt
 from parley.cli.exporting import ExportOptions
 from parley.cli.failures import OK
 from parley.cli.output import Output
@@ -17,7 +18,7 @@ from parley.downloads import ExportedFiles
 from parley.v1 import batch_pb2
 
 EXAMPLE = Path("examples/planner/spec.yaml")
-TURNS_SHOWN = 4
+EXCERPT = Excerpt(turns=4, characters=280)
 
 
 def demo(session: Session, *, spec: Path | None, out: Path, yes: bool) -> int:
@@ -52,7 +53,7 @@ async def _make(session: Session, path: Path, *, out: Path, yes: bool) -> int:
         if not session.output.as_json:
             number = await conversations.first_number(client, batch.name)
             _heading(session.output, f"conversation {number}:")
-            conversations.show(session.output, await client.conversation(batch.name, number), turns_max=TURNS_SHOWN)
+            conversations.show(session.output, await client.conversation(batch.name, number), excerpt=EXCERPT)
             _hints(session.output, batch, exported)
     return code
 
@@ -70,9 +71,7 @@ def _hints(output: Output, batch: batch_pb2.Batch, exported: ExportedFiles) -> N
     output.note("")
     if exported.files:
         output.note(f"The dataset is {exported.files[0].path}.")
-    output.note(f"next: parley up && parley read {name}   (this batch stays; read more of it)")
+    output.note(f"next: parley up && parley read {name}            (more of this batch)")
     output.note("next: parley init mine && parley start mine/spec.yaml   (a spec of your own)")
     if batch.provider.sandbox:
-        output.note(
-            "next: export ANTHROPIC_API_KEY=...                      (real conversations instead of the sandbox's)"
-        )
+        output.note("next: export ANTHROPIC_API_KEY=... && parley demo       (the same with Claude)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,17 @@ class Output:
     def note(self, text: str) -> None:
         """What is no result: for the person, not for the pipe."""
         self.err.print(Text(text), soft_wrap=True)
+
+    def ask(self, question: str) -> str:
+        """The answer on one line. Raises KeyboardInterrupt at Ctrl-C."""
+        # asyncio's own handler only cancels the task, which can't run while this waits for the keyboard.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return self.out.input(Text(f"{question} "))
+        except EOFError:
+            return ""
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
         if not self.live:

@@ -19,7 +19,6 @@ from parley.cli.session import Session
 from parley.cli.spec_file import SpecFile
 from parley.v1 import orchestrator_pb2, quote_pb2
 
-
 # A small tier misses many; a list of them all tells nothing.
 MISSED_NAMED_MAX = 3
 

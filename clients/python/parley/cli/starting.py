@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.text import Text
-
 from parley import money, requests
 from parley.cli import quoting, spec_file, watching
 from parley.cli.failures import BAD_USAGE, NOT_POSSIBLE, OK, CommandError
@@ -131,7 +129,11 @@ def _agreed(session: Session, quoted: orchestrator_pb2.QuoteBatchResponse | None
             exit_code=BAD_USAGE,
             next_step="Say --yes to start without a question.",
         )
-    answer = session.output.out.input(Text(f"Spend about {price} and start it? [y/N] "))
+    try:
+        answer = session.output.ask(f"Spend about {price} and start it? [y/N]")
+    except KeyboardInterrupt:
+        session.output.note("\nNothing was started.")
+        raise
     return answer.strip().lower() in ("y", "yes")
 
 

@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from parley import money
 from parley.v1 import batch_pb2, conversation_pb2, quote_pb2
 
+UNKNOWN_EVENT = "something that this version does not know"
 SETTLED = {
     batch_pb2.BATCH_STATE_PAUSED,
     batch_pb2.BATCH_STATE_CANCELLED,
@@ -58,11 +59,13 @@ def clock_time(total_s: float) -> str:
 
 
 def span(total_s: float) -> str:
-    """31 s, 33 min, 2 h 5 min: for promises, where seconds after hours would pretend."""
+    """9.2 s, 81 s, 1:58 min, 33 min, 2 h 5 min: for promises, where seconds after hours would pretend."""
     if total_s < 10:
         return f"{total_s:.1f} s"
     if total_s < 90:
         return f"{total_s:.0f} s"
+    if total_s < 600:
+        return f"{clock_time(total_s)} min"
     minutes = round(total_s / 60)
     if minutes < 90:
         return f"{minutes} min"
@@ -123,7 +126,7 @@ def event(logged: batch_pb2.BatchEvent) -> str:
         case batch_pb2.RatesChanged():
             return f"prices changed to version {detail.rate_version}"
         case Message() | None:
-            return "something that this version does not know"
+            return UNKNOWN_EVENT
         case _:
             return ""
 
