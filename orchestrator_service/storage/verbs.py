@@ -121,7 +121,7 @@ def change(batch: str, settings: Settings, *, etag: str, now_us: int) -> Fact[No
 
 
 def remove(batch: str, *, etag: str, now_us: int) -> Fact[None]:
-    """Texts, prompts and answers go; the calls stay, for the sums."""
+    """Texts, prompts and answers go; calls and labels stay, for the sums."""
 
     def fact(tx: Transaction) -> None:
         row = _batch(tx, batch)
@@ -134,7 +134,7 @@ def remove(batch: str, *, etag: str, now_us: int) -> Fact[None]:
             )
         ours = select(calls.c.id).where(calls.c.batch == batch)
         tx.connection.execute(delete(answers).where(answers.c.call.in_(ours)))
-        for table in (texts, conversations, event_log, specs, holds, labels):
+        for table in (texts, conversations, event_log, specs, holds):
             tx.connection.execute(delete(table).where(table.c.batch == batch))
         values = {"deleted_us": now_us, "display_name": ""}
         tx.connection.execute(update(batches).where(batches.c.id == batch).values(values))

@@ -199,7 +199,7 @@ class BatchClient:
     async def export(
         self,
         names: str | Sequence[str],
-        folder: Path,
+        folder: Path | str,
         *,
         format: orchestrator_pb2.DatasetFormat.ValueType = orchestrator_pb2.DATASET_FORMAT_MESSAGES,
         split: orchestrator_pb2.DatasetSplit | None = None,

@@ -35,8 +35,8 @@ class ExportedFiles:
 class Download:
     """Takes the parts in order. Files get their names only once all of them are whole."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | str) -> None:
+        self._folder = Path(folder)
         self._open: _PartFile | None = None
         self._whole: list[_PartFile] = []
         self._summary: orchestrator_pb2.ExportSummary | None = None

@@ -188,7 +188,7 @@ class Client:
     def export(
         self,
         names: str | Sequence[str],
-        folder: Path,
+        folder: Path | str,
         *,
         format: orchestrator_pb2.DatasetFormat.ValueType = orchestrator_pb2.DATASET_FORMAT_MESSAGES,
         split: orchestrator_pb2.DatasetSplit | None = None,

@@ -345,7 +345,7 @@ def up(context: typer.Context) -> None:
     """
     from parley.cli import services
 
-    run_here(context, lambda session: services.up_command(session.output))
+    run_here(context, lambda session: services.up_command(session.output, called_target=session.target))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from rich.text import Text
 from parley.cli import conversations, exporting, services, spec_file, starter, starting, watching, words
 from parley.cli.conversations import Excerpt
 from parley.cli.exporting import ExportOptions
-from parley.cli.failures import OK
+from parley.cli.failures import HELD, OK
 from parley.cli.output import Output
 from parley.cli.session import Session, run
 from parley.cli.starting import StartOptions
@@ -31,6 +31,7 @@ def demo(session: Session, *, spec: Path | None, out: Path, yes: bool) -> int:
     finally:
         if started:
             services.down(session.output, started)
+            session.output.note("What is unfinished goes on after the next `parley up`.")
 
 
 def _example() -> Path:
@@ -44,9 +45,10 @@ async def _make(session: Session, path: Path, *, out: Path, yes: bool) -> int:
         if batch is None:
             session.output.note("Nothing was started.")
             return OK
-        code = await watching.watch_batch(session, client, batch.name)
+        code = await watching.watch_batch(session, client, batch.name, hints=False)
         batch = await client.get(batch.name)
-        if not batch.counts.deliverable:
+        if code == HELD or not batch.counts.deliverable:
+            session.output.note(f"next: parley up && parley show {words.bare_id(batch.name)}")
             return code
         exported = await exporting.write(client, [batch.name], ExportOptions(out=out))
         exporting.show(session.output, exported)

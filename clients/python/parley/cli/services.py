@@ -31,7 +31,10 @@ PROBE_TIMEOUT_S = 2.0
 START_MAX_S = 60.0
 # The orchestrator lets calls in flight end for up to 90 s (PARLEY_DRAIN_S), and then closes what is open.
 END_MAX_S = 150.0
+END_TOLD_AFTER_S = 2.0
 LOG_TAIL_LINES = 12
+# A proxy of this machine has no way to this machine's own sandbox.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 LISTEN = {"orchestrator": "127.0.0.1:7460", "estimator": "127.0.0.1:7461", "sandbox": "127.0.0.1:7462"}
 # Whoever calls others goes first, so that nothing is called that is gone.
 END_ORDER = ("orchestrator", "estimator", "sandbox")
@@ -55,10 +58,12 @@ class Running:
     pid: int | None
 
 
-def up_command(output: Output) -> int:
+def up_command(output: Output, *, called_target: str) -> int:
     up(output)
     if not output.as_json:
         output.note(f"logs in {home()}; stop with: parley down")
+        if called_target != target():
+            output.note(f"next: export PARLEY_ORCHESTRATOR={target()}   (this command calls {called_target} so far)")
     return OK
 
 
@@ -79,7 +84,7 @@ def up(output: Output) -> list[Running]:
 def down(output: Output, names: Sequence[str] = END_ORDER) -> None:
     """Ends what `up` started, as long as the process is still that program."""
     with _alone():
-        ended = [name for name in END_ORDER if name in names and _end(name)]
+        ended = [name for name in END_ORDER if name in names and _end(name, output)]
     if output.as_json:
         output.line(json_line({"ended": ended}))
     else:
@@ -98,7 +103,7 @@ def target() -> str:
 def sandbox_settings() -> dict[str, object]:
     """What the sandbox of this machine says of itself; empty where none answers."""
     try:
-        with urllib.request.urlopen(f"{_sandbox_url()}/settings", timeout=PROBE_TIMEOUT_S) as reply:
+        with DIRECT.open(f"{_sandbox_url()}/settings", timeout=PROBE_TIMEOUT_S) as reply:
             return json.load(reply)
     except (OSError, ValueError):
         return {}
@@ -144,6 +149,7 @@ def _orchestrator(answers: Callable[[], bool], *, sandboxed: bool) -> Program:
     if sandboxed:
         # The sandbox takes any key that is not empty.
         environment |= {"ANTHROPIC_BASE_URL": _sandbox_url(), "ANTHROPIC_API_KEY": "sandbox"}
+        environment["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1,localhost,::1")))
     return Program(
         name="orchestrator",
         module="orchestrator_service",
@@ -217,7 +223,7 @@ def _not_started(program: Program, sentence: str) -> CommandError:
     )
 
 
-def _end(name: str) -> bool:
+def _end(name: str, output: Output) -> bool:
     """True where a process was ended."""
     found = _recorded(name)
     if found is None:
@@ -225,9 +231,13 @@ def _end(name: str) -> bool:
         return False
     pid, module = found
     os.kill(pid, signal.SIGTERM)
-    deadline_s = clock.monotonic_s() + END_MAX_S
+    asked_at_s, told = clock.monotonic_s(), output.as_json
     while _is_program(pid, module):
-        if clock.monotonic_s() > deadline_s:
+        waited_s = clock.monotonic_s() - asked_at_s
+        if waited_s > END_TOLD_AFTER_S and not told:
+            output.note(f"the {name} lets its calls in flight end ...")
+            told = True
+        if waited_s > END_MAX_S:
             raise CommandError(
                 f"The {name} (process {pid}) was asked to end and still runs.",
                 exit_code=NOT_POSSIBLE,

@@ -18,8 +18,8 @@ async def watch(session: Session, name: str) -> int:
         return await watch_batch(session, client, name)
 
 
-async def watch_batch(session: Session, client: BatchClient, name: str) -> int:
-    """Follows until the batch ended or is paused, and says what to do then."""
+async def watch_batch(session: Session, client: BatchClient, name: str, *, hints: bool = True) -> int:
+    """Follows until the batch ended or is paused, and says what to do then unless the caller goes on by itself."""
     # A wrong name or a server that is down is told at once; only a watch that had begun is taken up again.
     batch = await client.get(name)
     messages = client.watch(batch.name, until="settled")
@@ -32,7 +32,7 @@ async def watch_batch(session: Session, client: BatchClient, name: str) -> int:
     except asyncio.CancelledError:
         _tell_left(session, batch)
         raise
-    if not session.output.as_json:
+    if hints and not session.output.as_json:
         for line in next_steps(batch):
             session.output.note(f"next: {line}")
     return exit_code(batch)
