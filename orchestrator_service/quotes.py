@@ -17,7 +17,8 @@ from orchestrator_service.storage.database import Database
 from orchestrator_service.storage.rates import keep_rate_card, kept_rate_card
 
 DEADLINE_S = 20.0
-RETRY_S = 5.0
+# Longer than a channel waits by itself: a person decides sooner than the estimator comes back.
+RETRY_S = 10.0
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 

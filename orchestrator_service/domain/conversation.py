@@ -1,4 +1,4 @@
-"""A conversation's states and what may follow each; review is a field beside them."""
+"""A conversation's states; review is a field beside them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,8 @@ class Review(StrEnum):
     EDITED = "EDITED"
 
 
-# Reviews with which a conversation is exported.
+# Reviews with which a conversation is exported, and those with which Retry may make it again.
 DELIVERABLE = frozenset({Review.PASSED, Review.ACCEPTED, Review.EDITED})
-
-FOLLOWS: dict[ConversationState, frozenset[ConversationState]] = {
-    ConversationState.PENDING: frozenset({ConversationState.RUNNING, ConversationState.CANCELLED}),
-    ConversationState.RUNNING: frozenset(
-        {ConversationState.GENERATED, ConversationState.FAILED, ConversationState.PENDING}
-    ),
-    # Retry puts them back, a quarantined or rejected one too.
-    ConversationState.GENERATED: frozenset({ConversationState.PENDING}),
-    ConversationState.FAILED: frozenset({ConversationState.PENDING}),
-    ConversationState.CANCELLED: frozenset({ConversationState.PENDING}),
-}
-
-
-def retriable(state: ConversationState, review: Review | None) -> bool:
-    """Whether Retry may put it back: what failed, was cancelled, or was kept from export."""
-    if state is ConversationState.GENERATED:
-        return review in {Review.QUARANTINED, Review.REJECTED}
-    return state in {ConversationState.FAILED, ConversationState.CANCELLED}
+KEPT_BACK = frozenset({Review.QUARANTINED, Review.REJECTED})
+# States from which Retry makes it again whatever the filter.
+UNMADE = frozenset({ConversationState.FAILED, ConversationState.CANCELLED})

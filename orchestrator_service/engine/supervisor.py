@@ -9,6 +9,7 @@ import structlog
 from orchestrator_service.engine.runner import Runner, Tools
 from orchestrator_service.storage import batches
 from orchestrator_service.storage.recovery import recover, recover_batch
+from orchestrator_service.storage.writer import StorageFailed
 
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 60.0
@@ -66,20 +67,29 @@ class Supervisor:
     async def _run(self, batch: str) -> None:
         delay_s = RETRY_MIN_S
         try:
-            while True:
+            while not self._stopping:
                 runner = self._runners[batch]
                 try:
                     await runner.run()
                 except Exception as error:
                     log.error("runner failed", batch=batch, exc_info=error, again_in_s=delay_s)
-                    await self._tools.database.write(recover_batch(batch, now_us=self._tools.clock.now_us()))
+                    await self._put_in_order(batch)
                     await self._tools.clock.sleep_s(delay_s)
                     delay_s = min(RETRY_MAX_S, 2 * delay_s)
                     self._runners[batch] = Runner(batch, self._tools)
                     continue
                 # A wake between the runner's last look and here must not be lost.
-                if self._stopping or not runner.has_news:
+                if not runner.has_news:
                     return
         finally:
             self._runners.pop(batch, None)
             self._tasks.pop(batch, None)
+
+    async def _put_in_order(self, batch: str) -> None:
+        """Tried until the database takes it: otherwise nobody would look after the batch."""
+        while True:
+            try:
+                return await self._tools.database.write(recover_batch(batch, now_us=self._tools.clock.now_us()))
+            except StorageFailed as error:
+                log.error("database refuses, trying again", batch=batch, error=str(error))
+                await self._tools.clock.sleep_s(RETRY_MIN_S)

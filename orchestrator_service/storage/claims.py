@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import RowMapping, bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from orchestrator_service.domain.batch import (
     BatchState,
@@ -16,6 +16,7 @@ from orchestrator_service.domain.batch import (
 )
 from orchestrator_service.domain.conversation import ConversationState
 from orchestrator_service.domain.ledger import CallPurpose, CallState
+from orchestrator_service.storage.prepared import Prepared, Row
 from orchestrator_service.storage.tables import batches, calls, conversations, tiers
 from orchestrator_service.storage.transitions import NewHold, happen, hold
 from orchestrator_service.storage.writer import Fact, Transaction
@@ -51,20 +52,22 @@ class WaitForSettlement:
     """The reserve does not fit the budget while calls are in flight: when they settle it may."""
 
 
-_BATCH = select(
-    batches.c.state,
-    batches.c.epoch,
-    batches.c.model,
-    batches.c.rate_version,
-    batches.c.hold_after,
-    batches.c.started,
-    batches.c.budget_nanos,
-    batches.c.confirmed_nanos,
-    batches.c.reserved_nanos,
-    batches.c.possibly_spent_nanos,
-).where(batches.c.id == bindparam("b_id"))
+_BATCH = Prepared(
+    select(
+        batches.c.state,
+        batches.c.epoch,
+        batches.c.model,
+        batches.c.rate_version,
+        batches.c.hold_after,
+        batches.c.started,
+        batches.c.budget_nanos,
+        batches.c.confirmed_nanos,
+        batches.c.reserved_nanos,
+        batches.c.possibly_spent_nanos,
+    ).where(batches.c.id == bindparam("b_id"))
+)
 
-_CONVERSATION = (
+_CONVERSATION = Prepared(
     update(conversations)
     .where(
         conversations.c.batch == bindparam("b_id"),
@@ -82,12 +85,12 @@ _CONVERSATION = (
 _ATTEMPTS = select(conversations.c.attempts, conversations.c.state).where(
     conversations.c.batch == bindparam("b_id"), conversations.c.number == bindparam("b_number")
 )
-_TIER = (
+_TIER = Prepared(
     update(tiers)
     .where(tiers.c.batch == bindparam("b_id"), tiers.c.tier == bindparam("b_tier"))
     .values(pending=tiers.c.pending - 1, running=tiers.c.running + 1)
 )
-_RESERVE = (
+_RESERVE = Prepared(
     update(batches)
     .where(batches.c.id == bindparam("b_id"))
     .values(
@@ -95,12 +98,12 @@ _RESERVE = (
         started=batches.c.started + bindparam("b_first"),
     )
 )
-_CALL = insert(calls).returning(calls.c.id)
+_CALL = Prepared(insert(calls).returning(calls.c.id))
 
 
 def claim(wanted: Claim) -> Fact[Claimed | NotClaimable | WaitForSettlement]:
     def fact(tx: Transaction) -> Claimed | NotClaimable | WaitForSettlement:
-        batch = tx.connection.execute(_BATCH, {"b_id": wanted.batch}).mappings().one()
+        batch = _BATCH.one(tx.connection, {"b_id": wanted.batch})
         if batch["epoch"] != wanted.epoch or batch["state"] not in (BatchState.QUEUED, BatchState.RUNNING):
             return NotClaimable()
         held = _checkpoint(tx, batch, wanted) or _budget(tx, batch, wanted)
@@ -109,7 +112,7 @@ def claim(wanted: Claim) -> Fact[Claimed | NotClaimable | WaitForSettlement]:
     return fact
 
 
-def _checkpoint(tx: Transaction, batch: RowMapping, wanted: Claim) -> NotClaimable | None:
+def _checkpoint(tx: Transaction, batch: Row, wanted: Claim) -> NotClaimable | None:
     """hold_after counts conversations that were started, so a second attempt never waits for approval."""
     limit: int | None = batch["hold_after"]
     if limit is None or batch["started"] < limit:
@@ -122,7 +125,7 @@ def _checkpoint(tx: Transaction, batch: RowMapping, wanted: Claim) -> NotClaimab
     return NotClaimable()
 
 
-def _budget(tx: Transaction, batch: RowMapping, wanted: Claim) -> NotClaimable | WaitForSettlement | None:
+def _budget(tx: Transaction, batch: Row, wanted: Claim) -> NotClaimable | WaitForSettlement | None:
     """Holds only when nothing in flight could still free a part of its reserve."""
     budget: int | None = batch["budget_nanos"]
     committed: int = batch["confirmed_nanos"] + batch["possibly_spent_nanos"]
@@ -136,15 +139,15 @@ def _budget(tx: Transaction, batch: RowMapping, wanted: Claim) -> NotClaimable |
     return NotClaimable()
 
 
-def _take(tx: Transaction, batch: RowMapping, wanted: Claim) -> Claimed | NotClaimable:
+def _take(tx: Transaction, batch: Row, wanted: Claim) -> Claimed | NotClaimable:
     values: dict[str, Any] = {"b_id": wanted.batch, "b_number": wanted.number, "b_sha256": wanted.prompt_sha256}
-    row = tx.connection.execute(_CONVERSATION, values).mappings().one_or_none()
+    row = _CONVERSATION.one_or_none(tx.connection, values)
     if row is None:
         return NotClaimable()
-    tx.connection.execute(_TIER, {"b_id": wanted.batch, "b_tier": row["tier"]})
+    _TIER.all(tx.connection, {"b_id": wanted.batch, "b_tier": row["tier"]})
     first = int(row["attempts"] == 1)
-    tx.connection.execute(_RESERVE, {"b_id": wanted.batch, "b_reserve": wanted.reserve_nanos, "b_first": first})
-    call = tx.connection.execute(_CALL, _journal(batch, wanted, row)).scalar_one()
+    _RESERVE.all(tx.connection, {"b_id": wanted.batch, "b_reserve": wanted.reserve_nanos, "b_first": first})
+    call = _CALL.one(tx.connection, _journal(batch, wanted, row))["id"]
     if batch["state"] == BatchState.QUEUED:
         started = update(batches).where(batches.c.id == wanted.batch, batches.c.started_us.is_(None))
         tx.connection.execute(started.values(started_us=wanted.now_us))
@@ -153,7 +156,7 @@ def _take(tx: Transaction, batch: RowMapping, wanted: Claim) -> Claimed | NotCla
     return Claimed(call, row["tries"])
 
 
-def _journal(batch: RowMapping, wanted: Claim, row: RowMapping) -> dict[str, Any]:
+def _journal(batch: Row, wanted: Claim, row: Row) -> dict[str, Any]:
     return {
         "batch": wanted.batch,
         "conversation": wanted.number,

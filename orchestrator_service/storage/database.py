@@ -69,13 +69,14 @@ async def open_database(path: Path, *, committed: Callable[[set[str]], None]) ->
             writing.dispose()
 
 
-def migrate(path: Path) -> None:
+def migrate(path: Path, *, migrations: Path = MIGRATIONS) -> None:
     """Brings the schema to the newest version in one transaction: killed half-way, the old schema is there."""
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     engine = _configure(create_engine(_url(path, "sqlite"), **_ARGUMENTS), begin="BEGIN IMMEDIATE")
     try:
         with engine.begin() as connection:
@@ -83,6 +84,8 @@ def migrate(path: Path) -> None:
             command.upgrade(config, "head")
     except DBAPIError as error:
         raise DatabaseUnusable(f"{path} can't be used as Parley's database: {error.orig}") from error
+    except CommandError as error:
+        raise DatabaseUnusable(f"{path} was written by another version of Parley: {error}") from error
     finally:
         engine.dispose()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
+from orchestrator_service.storage.prepared import Prepared
 from orchestrator_service.storage.tables import batches, events
 from orchestrator_service.storage.writer import Transaction
 
@@ -20,7 +21,7 @@ _RAISE = (
     .values(last_event=batches.c.last_event + 1)
     .returning(batches.c.last_event)
 )
-_INSERT = insert(events)
+_INSERT = Prepared(insert(events))
 _AFTER = (
     select(events)
     .where(
@@ -50,7 +51,7 @@ def insert_numbered(
 ) -> None:
     """For a fact that has raised the counter itself, together with other columns of the batch row."""
     row = {"batch": batch, "number": number, "created_us": now_us, "kind": kind, "detail": json.dumps(detail)}
-    tx.connection.execute(_INSERT, row)
+    _INSERT.all(tx.connection, row)
     tx.touch(batch)
 
 

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import RowMapping, bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from orchestrator_service.domain.batch import BatchState, HoldReason
 from orchestrator_service.domain.conversation import ConversationState, Review
 from orchestrator_service.domain.ledger import CallOutcome, CallState, Usage
 from orchestrator_service.storage import events
+from orchestrator_service.storage.prepared import Prepared, Row
 from orchestrator_service.storage.tables import USAGE_COLUMNS, answers, batches, calls, conversations, texts, tiers
-from orchestrator_service.storage.transitions import NewHold, hold, settle
+from orchestrator_service.storage.transitions import NewHold, hold, settle, state_of
 from orchestrator_service.storage.writer import Fact, Transaction
 
 
@@ -64,16 +65,18 @@ class Settlement:
     now_us: int
 
 
-_CALL_STATE = select(calls.c.state, calls.c.reserved_nanos, calls.c.attempt).where(calls.c.id == bindparam("b_call"))
+_CALL_STATE = Prepared(
+    select(calls.c.state, calls.c.reserved_nanos, calls.c.attempt).where(calls.c.id == bindparam("b_call"))
+)
 _CALL_VERDICT = ("state", "outcome", "cost_nanos", "settled_us")
 _CALL_FACTS = ("stop_reason", "provider_request_id", "http_status", "first_token_s", "duration_s", "error")
-_CALL = (
+_CALL = Prepared(
     update(calls)
     .where(calls.c.id == bindparam("b_call"))
     .values({name: bindparam(f"v_{name}") for name in (*_CALL_VERDICT, *_CALL_FACTS, *USAGE_COLUMNS)})
 )
-_ANSWER = insert(answers)
-_BATCH = (
+_ANSWER = Prepared(insert(answers))
+_BATCH = Prepared(
     update(batches)
     .where(batches.c.id == bindparam("b_id"))
     .values(
@@ -95,7 +98,7 @@ _BATCH = (
     .returning(batches.c.state, batches.c.last_event)
 )
 _VERDICT = ("review", "failure_reason", "failure_message", "checks", "ended_us")
-_CONVERSATION = (
+_CONVERSATION = Prepared(
     update(conversations)
     .where(
         conversations.c.batch == bindparam("b_id"),
@@ -108,13 +111,13 @@ _CONVERSATION = (
     .returning(conversations.c.tier, conversations.c.cost_nanos)
 )
 _COUNTS = ("pending", "running", "generated", "failed", "deliverable", "quarantined", "cost_nanos")
-_TIER = (
+_TIER = Prepared(
     update(tiers)
     .where(tiers.c.batch == bindparam("b_id"), tiers.c.tier == bindparam("b_tier"))
     .values({name: tiers.c[name] + bindparam(f"v_{name}") for name in _COUNTS})
     .returning(tiers.c.pending, tiers.c.running)
 )
-_TEXT = insert(texts)
+_TEXT = Prepared(insert(texts))
 _OLD_TEXT = delete(texts).where(texts.c.batch == bindparam("b_id"), texts.c.number == bindparam("b_number"))
 
 
@@ -122,11 +125,14 @@ def settle_call(done: Settlement) -> Fact[BatchState]:
     """The batch's state after it: anything but RUNNING means that no further call may start."""
 
     def fact(tx: Transaction) -> BatchState:
-        call = tx.connection.execute(_CALL_STATE, {"b_call": done.call}).mappings().one()
+        call = _CALL_STATE.one(tx.connection, {"b_call": done.call})
+        if call["state"] == CallState.SETTLED:
+            # Told twice; it counts once.
+            return state_of(tx, done.batch)
         _write_call(tx, done)
         row = _write_conversation(tx, done, attempt=call["attempt"])
         ended = row is not None and not isinstance(done.result, Again)
-        batch = tx.connection.execute(_BATCH, _sums(done, call, ended=ended)).mappings().one()
+        batch = _BATCH.one(tx.connection, _sums(done, call, ended=ended))
         if row is None:
             # The claim was taken back meanwhile; what was paid is in the ledger all the same.
             tx.touch(done.batch)
@@ -142,9 +148,9 @@ def settle_call(done: Settlement) -> Fact[BatchState]:
     return fact
 
 
-def _follow(tx: Transaction, done: Settlement, row: RowMapping, state: BatchState) -> BatchState:
+def _follow(tx: Transaction, done: Settlement, row: Row, state: BatchState) -> BatchState:
     """What the settlement brings about: a hold, the end of the batch, or nothing."""
-    counts = tx.connection.execute(_TIER, _counts(done, row)).mappings().one()
+    counts = _TIER.one(tx.connection, _counts(done, row))
     if done.hold is not None:
         state = hold(tx, done.batch, done.hold, now_us=done.now_us)
     if done.stop_on_error and isinstance(done.result, GivenUp):
@@ -160,21 +166,21 @@ def _write_call(tx: Transaction, done: Settlement) -> None:
     values: dict[str, Any] = {f"v_{name}": getattr(done, name) for name in _CALL_FACTS} | _usage(done)
     values |= {"b_call": done.call, "v_state": state, "v_outcome": done.outcome, "v_settled_us": done.now_us}
     values["v_cost_nanos"] = None if done.possibly_spent else done.cost_nanos
-    tx.connection.execute(_CALL, values)
+    _CALL.all(tx.connection, values)
     if done.raw:
-        tx.connection.execute(_ANSWER, {"call": done.call, "raw": done.raw})
+        _ANSWER.all(tx.connection, {"call": done.call, "raw": done.raw})
 
 
-def _write_conversation(tx: Transaction, done: Settlement, *, attempt: int) -> RowMapping | None:
+def _write_conversation(tx: Transaction, done: Settlement, *, attempt: int) -> Row | None:
     values: dict[str, Any] = {"b_id": done.batch, "b_number": done.number, "b_attempt": attempt, **_outcome(done)}
     values |= {"v_cost_nanos": done.cost_nanos, **_usage(done)}
-    row = tx.connection.execute(_CONVERSATION, values).mappings().one_or_none()
+    row = _CONVERSATION.one_or_none(tx.connection, values)
     if row is not None and isinstance(done.result, Made):
         if attempt > 1:
             # A quarantined text of an earlier attempt gives way; its raw answer stays in the ledger.
             tx.connection.execute(_OLD_TEXT, {"b_id": done.batch, "b_number": done.number})
         turns = json.dumps(done.result.turns, ensure_ascii=False)
-        tx.connection.execute(_TEXT, {"batch": done.batch, "number": done.number, "turns": turns})
+        _TEXT.all(tx.connection, {"batch": done.batch, "number": done.number, "turns": turns})
     return row
 
 
@@ -199,7 +205,7 @@ def _usage(done: Settlement) -> dict[str, int]:
     return {f"v_{name}": getattr(usage, name) for name in USAGE_COLUMNS}
 
 
-def _sums(done: Settlement, call: RowMapping, *, ended: bool) -> dict[str, Any]:
+def _sums(done: Settlement, call: Row, *, ended: bool) -> dict[str, Any]:
     """What the call adds to the batch's sums; one that was written off before comes back as what it was."""
     reserve: int = call["reserved_nanos"]
     was_reserved = call["state"] == CallState.RESERVED
@@ -219,7 +225,7 @@ def _sums(done: Settlement, call: RowMapping, *, ended: bool) -> dict[str, Any]:
     }
 
 
-def _counts(done: Settlement, row: RowMapping) -> dict[str, Any]:
+def _counts(done: Settlement, row: Row) -> dict[str, Any]:
     values: dict[str, Any] = {f"v_{name}": 0 for name in _COUNTS}
     values |= {"b_id": done.batch, "b_tier": row["tier"], "v_running": -1, "v_cost_nanos": done.cost_nanos}
     match done.result:
@@ -232,7 +238,7 @@ def _counts(done: Settlement, row: RowMapping) -> dict[str, Any]:
     return values
 
 
-def _ended_detail(done: Settlement, row: RowMapping) -> Mapping[str, Any]:
+def _ended_detail(done: Settlement, row: Row) -> Mapping[str, Any]:
     detail: dict[str, Any] = {"number": done.number, "tier": row["tier"], "cost_nanos": row["cost_nanos"]}
     match done.result:
         case Made(passed=passed):

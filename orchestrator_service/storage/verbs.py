@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, or_, select, update
 
 from orchestrator_service.domain.batch import FINAL, BatchState, Event, HoldReason
-from orchestrator_service.domain.conversation import ConversationState, Review
+from orchestrator_service.domain.conversation import KEPT_BACK, UNMADE, ConversationState, Review
 from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.storage import events, requests
 from orchestrator_service.storage.batches import etag_of, not_found
@@ -54,9 +54,9 @@ class Settings:
 def pause(batch: str, *, etag: str, now_us: int) -> Fact[None]:
     def fact(tx: Transaction) -> None:
         row = _batch(tx, batch)
+        refuse_where_forbidden(BatchState(row["state"]), Event.PAUSE)
         if HoldReason.USER in hold_reasons(tx, batch):
             return
-        refuse_where_forbidden(BatchState(row["state"]), Event.PAUSE)
         _compare_etag(row, etag)
         # The rows of Pause and of a hold that arises are the same where Pause is not refused.
         hold(tx, batch, NewHold(HoldReason.USER, "Somebody paused the batch."), now_us=now_us)
@@ -185,8 +185,8 @@ def _retriable(tx: Transaction, batch: str, which: Which) -> int:
 def _retry_clause(batch: str, which: Which) -> tuple[ColumnElement[bool], ...]:
     """Without a filter all that failed or was cancelled; quarantined and rejected ones only when named."""
     asked = which.states or which.reviews
-    unmade = conversations.c.state.in_([ConversationState.FAILED, ConversationState.CANCELLED])
-    kept_back = conversations.c.review.in_([Review.QUARANTINED, Review.REJECTED])
+    unmade = conversations.c.state.in_(UNMADE)
+    kept_back = conversations.c.review.in_(KEPT_BACK)
     return (conversations.c.batch == batch, or_(unmade, kept_back) if asked else unmade, which.clause())
 
 

@@ -120,7 +120,7 @@ def _commit_alone(connection: Connection, waiting: _Waiting) -> set[str]:
     try:
         with connection.begin():
             return _run_fact(connection, waiting)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, connection.dialect.loaded_dbapi.Error) as error:
         log.error("commit failed", error=str(error))
         waiting.error = StorageFailed(f"The database refused: {error}")
     except Exception as error:  # noqa: BLE001  a refusal or a fact's own mistake belongs to the fact's caller

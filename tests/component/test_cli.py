@@ -150,6 +150,9 @@ async def test_a_hold_is_told_with_what_to_do() -> None:
         done = await parley("watch", "plants1", target=target)
     assert "budget: The next call does not fit the budget of $5.00. next: Raise the budget." in done.out
     assert "next: parley set plants1 --budget AMOUNT" in done.err
+    # Resume would be refused while the budget is too low.
+    assert "parley resume" not in done.err
+    assert "left" not in done.out.splitlines()[-1]
 
 
 async def test_watch_goes_on_over_a_break() -> None:

@@ -37,7 +37,7 @@ def _facts(checked: orchestrator_pb2.CheckProviderResponse) -> list[tuple[str, s
         more = f" and {len(checked.models) - MODELS_SHOWN} more" if len(checked.models) > MODELS_SHOWN else ""
         facts.append(("offers", ", ".join(checked.models[:MODELS_SHOWN]) + more))
     details = json_format.MessageToDict(checked.details)
-    return [*facts, *((key.replace("_", " "), str(value)) for key, value in sorted(details.items()))]
+    return [*facts, *((key.replace("_", " "), _shown(value)) for key, value in sorted(details.items()))]
 
 
 def _limits(limits: quote_pb2.RateLimits) -> str:
@@ -47,3 +47,8 @@ def _limits(limits: quote_pb2.RateLimits) -> str:
         "output tokens": limits.output_tokens_per_minute,
     }
     return ", ".join(f"{value:,.0f} {name}" for name, value in named.items() if value) + " a minute"
+
+
+def _shown(value: object) -> str:
+    # Every number of a Struct is a float; 50 reads better than 50.0.
+    return f"{value:,g}" if isinstance(value, float) else str(value)

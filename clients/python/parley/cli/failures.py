@@ -15,6 +15,7 @@ from parley.exceptions import (
     NotBuilt,
     NotFound,
     ParleyError,
+    ServerError,
     Unauthenticated,
     Unavailable,
     WrongState,
@@ -44,7 +45,14 @@ class CommandError(Exception):
     """The command can't go on."""
 
     def __init__(
-        self, sentence: str, *, exit_code: int, faults: Sequence[Fault] = (), next_step: str = "", reason: str = ""
+        self,
+        sentence: str,
+        *,
+        exit_code: int,
+        faults: Sequence[Fault] = (),
+        next_step: str = "",
+        reason: str = "",
+        request_id: str = "",
     ) -> None:
         super().__init__(sentence)
         self.sentence = sentence
@@ -52,6 +60,7 @@ class CommandError(Exception):
         self.faults = tuple(faults)
         self.next_step = next_step
         self.reason = reason
+        self.request_id = request_id
 
 
 EXPECTED = (CommandError, ParleyError, SpecFileError, BootError)
@@ -88,6 +97,7 @@ def _as_json(error: CommandError) -> dict[str, object]:
         "reason": error.reason,
         "fields": [{"where": fault.where, "message": fault.message} for fault in error.faults],
         "next": error.next_step,
+        "requestId": error.request_id,
         "exitCode": error.exit_code,
     }
 
@@ -113,11 +123,16 @@ def _of_call(error: ParleyError, *, server: str) -> CommandError:
     if isinstance(error, Unavailable) and not error.reason:
         sentence = f"No orchestrator answers at {server}."
         next_step = "Start it with `parley up`, or name another one with --server or PARLEY_ORCHESTRATOR."
-    if error.request_id:
-        sentence = f"{sentence.rstrip('.')} (request {error.request_id})." if not error.fields else sentence
+    if isinstance(error, ServerError) and error.request_id:
+        sentence = f"{sentence.rstrip('.')} (request {error.request_id})."
     faults = [Fault(field, message) for field, message in error.fields.items()]
     return CommandError(
-        sentence, exit_code=exit_code_of(error), faults=faults, next_step=next_step, reason=error.reason
+        sentence,
+        exit_code=exit_code_of(error),
+        faults=faults,
+        next_step=next_step,
+        reason=error.reason,
+        request_id=error.request_id,
     )
 
 

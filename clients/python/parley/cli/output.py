@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import signal
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from google.protobuf.message import Message
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+ANSWER_MAX_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +55,18 @@ class Output:
         """What is no result: for the person, not for the pipe."""
         self.err.print(Text(text), soft_wrap=True)
 
-    def ask(self, question: str) -> str:
-        """The answer on one line. Raises KeyboardInterrupt at Ctrl-C."""
-        # asyncio's own handler only cancels the task, which can't run while this waits for the keyboard.
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    async def ask(self, question: str) -> str:
+        """A line of the keyboard; empty at its end. Ctrl-C cancels it like any other wait."""
+        self.out.print(Text(f"{question} "), end="")
+        loop, keyboard = asyncio.get_running_loop(), sys.stdin.fileno()
+        typed = asyncio.Event()
+        loop.add_reader(keyboard, typed.set)
         try:
-            return self.out.input(Text(f"{question} "))
-        except EOFError:
-            return ""
+            await typed.wait()
         finally:
-            signal.signal(signal.SIGINT, handler)
+            loop.remove_reader(keyboard)
+        # A terminal hands over whole lines.
+        return os.read(keyboard, ANSWER_MAX_BYTES).decode(errors="replace").strip()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
         if not self.live:

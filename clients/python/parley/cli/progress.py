@@ -118,13 +118,21 @@ def summary(batch: batch_pb2.Batch) -> str:
         f"{words.done(counts)}/{counts.total} done",
         f"{counts.failed} failed",
         *([f"{counts.quarantined} quarantined"] if counts.quarantined else []),
+        *([f"{counts.cancelled} cancelled"] if counts.cancelled else []),
         f"{counts.in_flight} in flight",
         f"spent {money.show(batch.spend.confirmed)}",
     ]
     if batch.HasField("forecast"):
         parts.append(f"projected {money.show(batch.forecast.projected_cost)}")
-        parts.append(f"left {words.clock_time(words.seconds(batch.forecast.time_left))}")
+    if (left := _left(batch)) is not None:
+        parts.append(f"left {left}")
     return "  ".join(parts)
+
+
+def _left(batch: batch_pb2.Batch) -> str | None:
+    if batch.state not in words.UNDER_WAY or not batch.HasField("forecast"):
+        return None
+    return words.clock_time(words.seconds(batch.forecast.time_left))
 
 
 def hold_line(hold: batch_pb2.Hold) -> str:
@@ -160,9 +168,10 @@ def _bar(batch: batch_pb2.Batch, *, width: int) -> RenderableType:
     counts = batch.counts
     done = words.done(counts)
     grid = Table.grid(padding=(0, 2, 0, 0))
-    facts = f"{done}/{counts.total}  {counts.failed} failed  {counts.in_flight} in flight"
-    if batch.HasField("forecast"):
-        facts += f"  {words.clock_time(words.seconds(batch.forecast.time_left))} left"
+    cancelled = f"  {counts.cancelled} cancelled" if counts.cancelled else ""
+    facts = f"{done}/{counts.total}  {counts.failed} failed{cancelled}  {counts.in_flight} in flight"
+    if (left := _left(batch)) is not None:
+        facts += f"  {left} left"
     bar = ProgressBar(total=max(1, counts.total), completed=done, width=max(10, min(40, width - len(facts) - 4)))
     grid.add_row(bar, Text(facts, no_wrap=True))
     return grid

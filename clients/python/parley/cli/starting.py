@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ async def start_batch(
     request_id = requests.new_request_id()
     for _ in range(2):
         quoted = await _quote(session, client, file, options)
-        if not _agreed(session, quoted, options):
+        if not await _agreed(session, quoted, options):
             return None
         try:
             return await client.create(
@@ -119,7 +120,7 @@ async def _quote(
     return quoted
 
 
-def _agreed(session: Session, quoted: orchestrator_pb2.QuoteBatchResponse | None, options: StartOptions) -> bool:
+async def _agreed(session: Session, quoted: orchestrator_pb2.QuoteBatchResponse | None, options: StartOptions) -> bool:
     if options.yes or (quoted is not None and quoted.provider.sandbox):
         return True
     price = money.show(quoted.quote.cost.mean) if quoted else "an unknown sum"
@@ -130,11 +131,11 @@ def _agreed(session: Session, quoted: orchestrator_pb2.QuoteBatchResponse | None
             next_step="Say --yes to start without a question.",
         )
     try:
-        answer = session.output.ask(f"Spend about {price} and start it? [y/N]")
-    except KeyboardInterrupt:
+        answer = await session.output.ask(f"Spend about {price} and start it? [y/N]")
+    except asyncio.CancelledError:
         session.output.note("\nNothing was started.")
         raise
-    return answer.strip().lower() in ("y", "yes")
+    return answer.lower() in ("y", "yes")
 
 
 def _tell_started(session: Session, batch: batch_pb2.Batch) -> None:

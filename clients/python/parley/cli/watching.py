@@ -51,8 +51,9 @@ def next_steps(batch: batch_pb2.Batch) -> list[str]:
     if batch.state == batch_pb2.BATCH_STATE_PAUSED:
         reasons = {hold.reason for hold in batch.holds}
         if batch_pb2.HOLD_REASON_BUDGET in reasons:
-            steps.append(f"parley set {name} --budget AMOUNT  (raises the budget; it then goes on)")
-        steps.append(f"parley resume {name} && parley watch {name}")
+            steps.append(f"parley set {name} --budget AMOUNT && parley watch {name}  (a higher budget lets it go on)")
+        if reasons != {batch_pb2.HOLD_REASON_BUDGET}:
+            steps.append(f"parley resume {name} && parley watch {name}")
     elif batch.counts.failed or batch.counts.cancelled:
         steps += [f"parley show {name}  (what failed, and why)", f"parley retry {name}  (makes those again)"]
     if batch.counts.deliverable:

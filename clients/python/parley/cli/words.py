@@ -8,6 +8,8 @@ from google.protobuf.message import Message
 from parley import money
 from parley.v1 import batch_pb2, conversation_pb2, quote_pb2
 
+# Where the time left means something: calls are made, or about to be.
+UNDER_WAY = {batch_pb2.BATCH_STATE_PREPARING, batch_pb2.BATCH_STATE_QUEUED, batch_pb2.BATCH_STATE_RUNNING}
 UNKNOWN_EVENT = "something that this version does not know"
 SETTLED = {
     batch_pb2.BATCH_STATE_PAUSED,
@@ -88,8 +90,8 @@ def share(of_one: float) -> str:
 
 
 def done(counts: batch_pb2.Counts) -> int:
-    """Conversations that need nothing more."""
-    return counts.generated + counts.failed + counts.cancelled
+    """Conversations that were made or given up; a cancelled one is neither."""
+    return counts.generated + counts.failed
 
 
 def cost_at(cost: quote_pb2.CostRange, p: float) -> str:
