@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any, cast
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -44,9 +45,8 @@ class _Peak:
 
 
 async def measure(folder: Path, *, small: int, large: int) -> list[Figure]:
-    folder.mkdir()
-    few = await _peak(folder / "small", small)
-    many = await _peak(folder / "large", large)
+    few = await _peak(folder.with_name("small"), small)
+    many = await _peak(folder.with_name("large"), large)
     return [*_peak_figures(few), *_flat_figures(few, many), *_create_figures(many)]
 
 
@@ -86,10 +86,11 @@ async def _asking(address: str, peak: _Peak) -> AsyncGenerator[None]:
 
     async def ask() -> None:
         async with grpc.aio.insecure_channel(address) as channel:
-            stub = HealthStub(channel)
+            # The stub's classes come without types.
+            check: Callable[..., Awaitable[health_pb2.HealthCheckResponse]] = cast(Any, HealthStub(channel)).Check
             while True:
                 began_s = time.monotonic()
-                reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
+                reply = await check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
                 if reply.status != health_pb2.HealthCheckResponse.SERVING:
                     raise NotServing(f"The orchestrator's health is {reply.status} while it creates a batch.")
                 peak.health_s.append(time.monotonic() - began_s)

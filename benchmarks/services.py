@@ -72,7 +72,7 @@ class Services:
 
 @asynccontextmanager
 async def running(folder: Path, *sandbox_options: str, concurrency: int) -> AsyncGenerator[Services]:
-    folder.mkdir()
+    await asyncio.to_thread(folder.mkdir)
     async with AsyncExitStack() as stack:
         options = ("-m", "orchestrator_service.sandbox", "--port", "0", *sandbox_options)
         sandbox = await stack.enter_async_context(_running(folder / "sandbox.log", options, {}))
@@ -113,7 +113,7 @@ async def _running(log: Path, arguments: tuple[str, ...], environment: Mapping[s
         async with asyncio.timeout(START_MAX_S):
             line = await process.stdout.readline()
         if not line:
-            raise NotServing(log.read_text())
+            raise NotServing(await asyncio.to_thread(log.read_text))
         yield Service(psutil.Process(process.pid), json.loads(line))
     finally:
         if process.returncode is None:

@@ -30,10 +30,12 @@ class _Pair:
 
 async def measure(folder: Path, *, count: int, rounds: int) -> list[Figure]:
     options = ("--zero-latency", "--tokens-mean", str(TOKENS_MEAN))
-    async with running(folder, *options, concurrency=CONCURRENCY) as services:
-        async with BatchClient(services.address) as client:
-            await work.deliver(client, work.spec(WARM_UP, concurrency=CONCURRENCY))
-            pairs = [await _pair(services, client, count=count, round_=round_) for round_ in range(1, rounds + 1)]
+    async with (
+        running(folder, *options, concurrency=CONCURRENCY) as services,
+        BatchClient(services.address) as client,
+    ):
+        await work.deliver(client, work.spec(WARM_UP, concurrency=CONCURRENCY))
+        pairs = [await _pair(services, client, count=count, round_=round_) for round_ in range(1, rounds + 1)]
     return _figures(pairs, count=count)
 
 

@@ -136,7 +136,7 @@ def _tools(creation: Creation, limiter: Limiter, clock: SystemClock) -> Tools:
         limiter=limiter,
         clock=clock,
         rng=random.Random().random,
-        plan=lambda stored: creation.planned(BatchSpec.FromString(stored)),
+        plan=lambda stored: creation.planned(BatchSpec.FromString(stored)).ready(),
         rate=lru_cache(maxsize=256)(rate_from_json),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -88,12 +88,20 @@ class Creation:
             workload, spec_sha256=planned.sha256, seed=planned.spec.seed, owner=owner, deadline_s=deadline_s
         )
 
-    async def create(self, request: orchestrator_pb2.CreateBatchRequest, *, owner: str, deadline_s: float) -> str:
-        """The id of the batch; of the one that the same request made before, where so."""
+    async def create(
+        self,
+        request: orchestrator_pb2.CreateBatchRequest,
+        *,
+        owner: str,
+        deadline_s: float,
+        queued: Callable[[str], None],
+    ) -> str:
+        """The id of the batch; of the one that the same request made before, where so. `queued` is told of it too."""
         body = body_sha256(request)
         key = Request(owner=owner, method="CreateBatch", request_id=request.request_id, body_sha256=body)
         known = await self.database.read(partial(requests.find, request=key))
         if known is not None:
+            queued(known.batch)
             return known.batch
         planned = await self.plan(request.spec)
         refuse(await self.findings(planned))
@@ -108,7 +116,7 @@ class Creation:
             )
         values = await self._values(planned, quote, owner=owner)
         values |= {"rate": rate_to_json(rate), "rate_version": card.version if card and rate else ""}
-        return await self._store(request, planned, values, key)
+        return await self._store(request, planned, values, key, queued)
 
     async def _accepted(
         self, request: orchestrator_pb2.CreateBatchRequest, planned: Planned, *, owner: str, deadline_s: float
@@ -168,6 +176,7 @@ class Creation:
         planned: Planned,
         values: dict[str, Any],
         key: Request,
+        queued: Callable[[str], None],
     ) -> str:
         batch = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(10))
         # What a default was today is what the batch keeps.
@@ -184,11 +193,17 @@ class Creation:
         await self.database.write(batches.prepare(new))
         try:
             await self._store_rows(batch, planned)
-            return await self.database.write(batches.queue(batch, key, now_us=self.clock.now_us()))
+            # A caller who leaves now does not take it back, so the engine must hear of it all the same.
+            return await asyncio.shield(self._queue(batch, key, queued))
         except BaseException:
             # Also where the caller left: what nobody will know of must not stay.
             await asyncio.shield(self.database.write(batches.discard(batch)))
             raise
+
+    async def _queue(self, batch: str, key: Request, queued: Callable[[str], None]) -> str:
+        made = await self.database.write(batches.queue(batch, key, now_us=self.clock.now_us()))
+        queued(made)
+        return made
 
     async def _store_rows(self, batch: str, planned: Planned) -> None:
         expected = {tier: EXPECTED_TOKENS.get(tier, EXPECTED_OTHERWISE) for tier in planned.plan.tier_totals}

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 
+import structlog
+
 from orchestrator_service.convert.workload import observation_of
 from orchestrator_service.engine.clock import Clock
 from orchestrator_service.quotes import Estimator
 from orchestrator_service.storage import ledger
 from orchestrator_service.storage.database import Database
+from orchestrator_service.storage.writer import StorageFailed
 
 PAGE = 500
 PERIOD_S = 2.0
+
+log = structlog.get_logger()
 
 
 class Outbox:
@@ -24,7 +29,12 @@ class Outbox:
 
     async def run(self) -> None:
         while True:
-            sent = await self.send_page()
+            try:
+                sent = await self.send_page()
+            except StorageFailed as error:
+                # What the estimator has already and is not marked is sent again; it knows calls by their names.
+                log.error("database refuses, trying again", error=str(error))
+                sent = 0
             if sent < PAGE:
                 await self._clock.sleep_s(PERIOD_S)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -62,8 +64,12 @@ class Service:
     async def create_batch(
         self, request: orchestrator_pb2.CreateBatchRequest, caller: Identity, deadline_s: float
     ) -> batch_pb2.Batch:
-        batch = await self.creation.create(request, owner=_owner(request.owner, caller), deadline_s=deadline_s)
-        self.supervisor.ensure_running(batch)
+        batch = await self.creation.create(
+            request,
+            owner=_owner(request.owner, caller),
+            deadline_s=deadline_s,
+            queued=self.supervisor.ensure_running,
+        )
         return await self._batch(batch, caller)
 
     async def get_batch(
@@ -96,14 +102,17 @@ class Service:
         await self._snapshot(batch, caller)
         settled = request.until == orchestrator_pb2.WATCH_UNTIL_SETTLED
         stream = self.watchers.watch(self.database, batch, token=request.resume_token, until_settled=settled)
-        async for message in stream:
-            yield message
+        # Left to the garbage collector, a cut stream would keep its place among the watchers.
+        async with aclosing(stream):
+            async for message in stream:
+                yield message
 
     async def watch_batches(
         self, request: orchestrator_pb2.WatchBatchesRequest, caller: Identity, deadline_s: float
     ) -> AsyncGenerator[orchestrator_pb2.WatchBatchesResponse]:
-        async for message in self.watchers.watch_all(self.database, filter_of(request.filter, caller)):
-            yield message
+        async with aclosing(self.watchers.watch_all(self.database, filter_of(request.filter, caller))) as stream:
+            async for message in stream:
+                yield message
 
     async def pause_batch(
         self, request: orchestrator_pb2.PauseBatchRequest, caller: Identity, deadline_s: float
@@ -136,8 +145,7 @@ class Service:
         )
         which = which_of(request.filter)
         fact = verbs.retry(batch, which, etag=request.etag, request=key, now_us=self.clock.now_us())
-        requeued = await self.database.write(fact)
-        self.supervisor.ensure_running(batch)
+        requeued = await self._commit(batch, fact)
         return orchestrator_pb2.RetryBatchResponse(batch=await self._batch(batch, caller), requeued=requeued)
 
     async def update_batch(
@@ -148,6 +156,8 @@ class Service:
         if settings.concurrency > most:
             message = f"{settings.concurrency} calls at the same time are asked for; PARLEY_MAX_CONCURRENCY is {most}."
             raise InvalidRequest("batch.concurrency", message, reason="CONCURRENCY_OVER_MAXIMUM", max=str(most))
+        if settings.budget_nanos is not None:
+            _refuse_blind_budget(await self._snapshot(_id(request.batch.name), caller))
         fact = verbs.change(_id(request.batch.name), settings, etag=request.batch.etag, now_us=self.clock.now_us())
         return await self._verb(_id(request.batch.name), fact, caller)
 
@@ -207,7 +217,8 @@ class Service:
             orchestrator_pb2.DATASET_FORMAT_MESSAGES,
         ):
             name = orchestrator_pb2.DatasetFormat.Name(request.format)
-            raise ParleyError("NOT_BUILT", f"{name} is not served yet; use DATASET_FORMAT_MESSAGES.")
+            message = f"{name} is not served yet; use DATASET_FORMAT_MESSAGES."
+            raise InvalidRequest("format", message, reason="NOT_BUILT")
         sources = [await self._source(_id(name), caller) for name in request.names]
         split = None
         if request.HasField("split"):
@@ -240,9 +251,18 @@ class Service:
     async def _verb(self, batch: str, fact: Fact[None], caller: Identity) -> batch_pb2.Batch:
         """Commits what a person asks for, wakes the engine, and answers with the batch as it is then."""
         await self._snapshot(batch, caller)
-        await self.database.write(fact)
-        self.supervisor.ensure_running(batch)
+        await self._commit(batch, fact)
         return await self._batch(batch, caller)
+
+    async def _commit(self, batch: str, fact: Fact[T]) -> T:
+        """Commits and wakes the engine. A caller who leaves takes back neither: a batch woken by nobody would hang."""
+
+        async def commit() -> T:
+            done = await self.database.write(fact)
+            self.supervisor.ensure_running(batch)
+            return done
+
+        return await asyncio.shield(commit())
 
     async def _batch(self, batch: str, caller: Identity) -> batch_pb2.Batch:
         return self._message(await self._snapshot(batch, caller))
@@ -266,7 +286,7 @@ class Service:
 
     async def _planned(self, snapshot: Snapshot) -> Planned:
         spec = batch_pb2.BatchSpec.FromString(await self._spec_bytes(snapshot))
-        return self.creation.planned(spec)
+        return await asyncio.to_thread(lambda: self.creation.planned(spec).ready())
 
     async def _conversations(
         self, snapshot: Snapshot, rows: Sequence[Mapping[Any, Any]], *, full: bool
@@ -277,12 +297,14 @@ class Service:
         planned = await self._planned(snapshot)
         numbers = [row["number"] for row in rows]
         texts = await self.database.read(partial(conversations.turns, batch=snapshot.row["id"], numbers=numbers))
-        found: list[conversation_pb2.Conversation] = []
-        for row in rows:
+
+        def whole(row: Mapping[Any, Any]) -> conversation_pb2.Conversation:
             item = planned.item(row["number"])
-            whole = Full(texts.get(row["number"], []), item, planned.prompts.render(item))
-            found.append(conversation_message(row, model=model, fingerprint=fingerprint, full=whole))
-        return found
+            full = Full(texts.get(row["number"], []), item, planned.prompts.render(item))
+            return conversation_message(row, model=model, fingerprint=fingerprint, full=full)
+
+        # A page of a thousand prompts takes long enough for others to notice.
+        return await asyncio.to_thread(lambda: [whole(row) for row in rows])
 
     async def _source(self, batch: str, caller: Identity) -> Source:
         snapshot = await self._snapshot(batch, caller)
@@ -298,6 +320,14 @@ def _owner(asked: str, caller: Identity) -> str:
     if asked and asked != caller.name and not caller.may_act_for_others:
         raise ParleyError("OWNER_FORBIDDEN", f"{caller.name} may not act for {asked}.", metadata={"owner": asked})
     return asked or caller.name
+
+
+def _refuse_blind_budget(snapshot: Snapshot) -> None:
+    """Without a price every call counts as nothing, so a budget would hold nothing back."""
+    if snapshot.row["rate"] is None:
+        model = snapshot.row["model"]
+        message = f"no price is known for {model}, so the budget can't be kept"
+        raise InvalidRequest("batch.budget", message, reason="RATES_UNKNOWN", model=model)
 
 
 def _key_text(name: str, value: Any) -> str:

@@ -117,6 +117,7 @@ class Watchers:
     ) -> AsyncGenerator[orchestrator_pb2.WatchBatchesResponse]:
         """First every batch that matches, then the latest of each that changes."""
         with self._place(), self._sweep() as sweep:
+            self._refuse_closing()
             known: set[str] = set()
             async for message in self._first_sweep(database, chosen, known):
                 yield message
@@ -154,10 +155,11 @@ class Watchers:
             known.discard(batch)
             gone = batch_pb2.Batch(name=f"batches/{batch}")
             return orchestrator_pb2.WatchBatchesResponse(batch=gone, deleted=True)
-        # One that no longer matches is told once more, so that a client can take it out of its list.
-        if batch not in known and not await database.read(partial(batches.matches, chosen=chosen, batch=batch)):
+        matching = await database.read(partial(batches.matches, chosen=chosen, batch=batch))
+        if not matching and batch not in known:
             return None
-        known.add(batch)
+        # One that no longer matches is told once more, so that a client can take it out of its list.
+        (known.add if matching else known.discard)(batch)
         return orchestrator_pb2.WatchBatchesResponse(batch=self._message(snapshot))
 
     async def _snapshot(self, database: Database, topic: _Topic, batch: str) -> Snapshot:
@@ -180,7 +182,8 @@ class Watchers:
             return []
         async with topic.lock:
             known = topic.pages.get(after)
-            if known is None or known[-1].number > upto:
+            # None are found where the batch was deleted a moment ago.
+            if not known or known[-1].number > upto:
                 logged = await database.read(partial(events.after, batch=batch, number=after, upto=upto))
                 known = topic.pages[after] = [event_message(event) for event in logged]
             return known

@@ -53,8 +53,9 @@ async def until(sandbox: Sandbox, holds: Callable[[Stats], bool], *, max_s: floa
 
 
 async def reset(sandbox: Sandbox, **settings: object) -> None:
-    """Counts from 0 and has no faults, for the next story on the same sandbox; `settings` are set after that."""
-    await sandbox.change(**{"faults": {}, "fault_max_attempt": None, "api_key": None, "paused": False, **settings})
+    """Counts from 0 and is as it was at its start, but for `settings`: the next story on the same sandbox."""
+    plain: dict[str, object] = {"faults": {}, "fault_max_attempt": None, "api_key": None, "paused": False}
+    await sandbox.change(**{**plain, **settings})
     async with aiohttp.ClientSession() as session, session.post(f"{sandbox.url}/stats/reset") as response:
         assert response.status == 200
 

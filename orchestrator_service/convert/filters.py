@@ -7,8 +7,8 @@ from typing import Any
 from parley.v1 import batch_pb2, orchestrator_pb2
 from parley.wire.auth import Identity
 
-from orchestrator_service.convert.spec import priority_of
-from orchestrator_service.convert.values import microseconds, nanos, word_of
+from orchestrator_service.convert.spec import budget_of, priority_of
+from orchestrator_service.convert.values import microseconds, word_of
 from orchestrator_service.domain.errors import InvalidRequest
 from orchestrator_service.storage.batches import Filter
 from orchestrator_service.storage.ledger import SpendQuery
@@ -43,7 +43,9 @@ def settings_of(request: orchestrator_pb2.UpdateBatchRequest) -> Settings:
         fields=fields,
         display_name=batch.display_name,
         labels=dict(batch.labels) if "labels" in fields else None,
-        budget_nanos=nanos(batch.budget) if batch.HasField("budget") else None,
+        budget_nanos=budget_of(batch.budget, "batch.budget")
+        if "budget" in fields and batch.HasField("budget")
+        else None,
         concurrency=batch.concurrency if "concurrency" in fields else 0,
         hold_after=batch.hold_after if batch.HasField("hold_after") else None,
         priority=priority_of(batch.priority),

@@ -6,15 +6,18 @@ from typing import cast
 
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
+from google.type.money_pb2 import Money
 from parley.v1 import batch_pb2
 
-from orchestrator_service.convert.values import nanos, word_of
-from orchestrator_service.domain.errors import InvalidRequest, ParleyError
+from orchestrator_service.convert.values import NANOS, nanos, word_of
+from orchestrator_service.domain.errors import InvalidRequest
 from orchestrator_service.domain.spec import Axis, AxisValue, Exchanges, Listed, Parameters, Spec, Tier
 
 DEFAULT_CONCURRENCY = 3
 DEFAULT_ATTEMPTS = 5
 LISTED_MAX_BYTES = 2_000_000
+# What a column of nano-dollars holds.
+BUDGET_MAX_NANOS = 2**63 - 1
 
 _PRIORITIES = {"": 2, "LOW": 1, "NORMAL": 2, "HIGH": 3}
 _CACHES = {"": "off", "OFF": "off", "5M": "5m", "1H": "1h"}
@@ -34,7 +37,7 @@ def spec_of(spec: batch_pb2.BatchSpec, *, default_model: str) -> Spec:
         system_prompt=spec.system_prompt,
         listed=tuple(Listed(tier=one.tier, parameters=_parameters(one.parameters)) for one in spec.conversations),
         concurrency=spec.concurrency if spec.HasField("concurrency") else DEFAULT_CONCURRENCY,
-        budget_nanos=nanos(spec.budget) if spec.HasField("budget") else None,
+        budget_nanos=budget_of(spec.budget, "spec.budget") if spec.HasField("budget") else None,
         hold_after=spec.hold_after if spec.HasField("hold_after") else None,
         stop_on_error=spec.error_mode == batch_pb2.ERROR_MODE_STOP,
         priority=priority_of(spec.priority),
@@ -45,19 +48,23 @@ def spec_of(spec: batch_pb2.BatchSpec, *, default_model: str) -> Spec:
     )
 
 
+def budget_of(budget: Money, field: str) -> int:
+    asked = nanos(budget)
+    if asked > BUDGET_MAX_NANOS:
+        raise InvalidRequest(field, f"must be at most {BUDGET_MAX_NANOS // NANOS:,} USD")
+    return asked
+
+
 def priority_of(priority: int) -> int:
     return _PRIORITIES[word_of(batch_pb2.Priority.DESCRIPTOR, priority)]
 
 
 def _refuse_unbuilt(spec: batch_pb2.BatchSpec) -> None:
     if spec.execution == batch_pb2.EXECUTION_BULK:
-        raise ParleyError(
-            "NOT_BUILT", "execution BULK is not served yet; use STANDARD.", metadata={"field": "execution"}
-        )
+        raise InvalidRequest("spec.execution", "execution BULK is not served yet; use STANDARD.", reason="NOT_BUILT")
     if spec.generation_mode == batch_pb2.GENERATION_MODE_TURNS:
-        raise ParleyError(
-            "NOT_BUILT", "generation_mode TURNS is not served yet; use WHOLE.", metadata={"field": "generation_mode"}
-        )
+        message = "generation_mode TURNS is not served yet; use WHOLE."
+        raise InvalidRequest("spec.generation_mode", message, reason="NOT_BUILT")
     if sum(one.ByteSize() for one in spec.conversations) > LISTED_MAX_BYTES:
         raise InvalidRequest("spec.conversations", "listed conversations have at most 2 MB in all")
 
@@ -67,7 +74,8 @@ def _tier(tier: batch_pb2.Tier) -> Tier:
     return Tier(
         id=tier.id,
         count=tier.count,
-        prompt=tier.prompt.text if tier.HasField("prompt") else None,
+        # A prompt without text is none: the built-in one of the tier's id, where there is one.
+        prompt=tier.prompt.text if tier.prompt.text.strip() else None,
         parameters=_parameters(tier.parameters),
         axes=tuple(tier.axes),
         exchanges=exchanges,

@@ -53,7 +53,9 @@ def _shape(request: Message) -> str:
     shape.CopyFrom(request)
     for name in ("page_token", "page_size"):
         shape.ClearField(name)
-    return hashlib.sha256(shape.SerializeToString(deterministic=True)).hexdigest()[:12]
+    # Requests of different lists may have the same bytes, so the kind of list counts too.
+    kind = request.DESCRIPTOR.full_name.encode()
+    return hashlib.sha256(kind + b"\0" + shape.SerializeToString(deterministic=True)).hexdigest()[:12]
 
 
 def _pack(text: str) -> str:

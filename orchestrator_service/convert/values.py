@@ -33,8 +33,8 @@ def microseconds(value: Timestamp) -> int:
 def duration(seconds: float | None) -> Duration | None:
     if seconds is None:
         return None
-    whole = int(seconds)
-    return Duration(seconds=whole, nanos=round((seconds - whole) * 1e9) % NANOS)
+    whole, nanos = divmod(round(seconds * NANOS), NANOS)
+    return Duration(seconds=whole, nanos=nanos)
 
 
 def seconds(value: Duration) -> float:

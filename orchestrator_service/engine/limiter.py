@@ -39,6 +39,11 @@ class Limiter:
         self._granted.append(self._clock.monotonic_s())
         return True
 
+    def give_back(self) -> None:
+        """A request that was granted and is not made: its place is free again."""
+        if self._granted:
+            self._granted.pop()
+
     async def acquire(self, *, priority: int) -> None:
         if self.try_acquire():
             return

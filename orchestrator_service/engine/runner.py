@@ -117,7 +117,8 @@ class Runner:
         terms = self._terms(snapshot, planned)
         while len(self._at_work) < snapshot.row["concurrency"]:
             waiting = await self._next()
-            if waiting is None:
+            # Told to stop meanwhile: what is started now would end at once, be found again, and so on without end.
+            if waiting is None or self._stopping:
                 return self._changed
             self._at_work.add(waiting.number)
             group.create_task(self._converse(waiting.number, terms, planned), name=f"{self.batch}/{waiting.number}")
@@ -161,6 +162,9 @@ class Runner:
         # Taken before the claim: a settlement that is committed right behind it must not be missed.
         settled = self._settled
         claimed = await self._claim(attempts, terms)
+        if not isinstance(claimed, Claimed):
+            # Those who wait for the budget ask again at every settlement; other batches need the places.
+            self._tools.limiter.give_back()
         if isinstance(claimed, NotClaimable):
             self.wake()
             return None

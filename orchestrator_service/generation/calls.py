@@ -13,6 +13,9 @@ from orchestrator_service.domain.retry import FailureKind
 SPEED_UP_HEADER = "parley-sandbox-speed-up"
 SPEED_UP_MAX = 1_000_000_000
 MESSAGE_MAX_CHARS = 200
+STOP_REASON_MAX_CHARS = 64
+# More than any call has: a number beyond it is nonsense, and one beyond 64 bits could not be stored.
+TOKENS_MAX = 1_000_000_000
 STRICTER = (
     "Your last answer to this could not be read. Answer with the JSON object alone, escape every quote inside a"
     " content, and end it properly."
@@ -138,7 +141,7 @@ class StreamedMessage:
         """Whether the event carried a part of the answer."""
         match event["type"]:
             case "message_start":
-                self._message = event["message"]
+                self._message = dict(event["message"])
             case "content_block_delta" if event["delta"]["type"] == "text_delta":
                 self._texts.append(event["delta"]["text"])
             case "content_block_delta":
@@ -215,7 +218,12 @@ def _fields(fields: Mapping[str, object], name: str) -> Mapping[str, object]:
 
 def _count(fields: Mapping[str, object], name: str) -> int:
     value = fields.get(name)
-    return max(0, value) if isinstance(value, int) else 0
+    return min(max(0, value), TOKENS_MAX) if isinstance(value, int) else 0
+
+
+def storable(text: object, *, chars_max: int = MESSAGE_MAX_CHARS) -> str:
+    """A provider's words, short and storable: a lone surrogate or a NUL would make the database refuse the answer."""
+    return str(text)[:chars_max].encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 def stop_failure(stop_reason: object, *, max_tokens: int) -> CallFailure | None:
@@ -225,7 +233,7 @@ def stop_failure(stop_reason: object, *, max_tokens: int) -> CallFailure | None:
     kind = KINDS_BY_STOP.get(str(stop_reason), FailureKind.UNKNOWN_STOP)
     if kind is None:
         return None
-    return CallFailure(kind=kind, message=f"The answer ended with the stop reason {stop_reason}."[:MESSAGE_MAX_CHARS])
+    return CallFailure(kind=kind, message=f"The answer ended with the stop reason {storable(stop_reason)}.")
 
 
 def unreadable() -> CallFailure:
@@ -240,7 +248,7 @@ def stream_failure(data: str) -> CallFailure:
         type_ = str(json.loads(data)["error"]["type"])
     except (ValueError, KeyError, TypeError):
         type_ = "error"
-    message = f"The provider broke off the answer: {type_[:MESSAGE_MAX_CHARS]}."
+    message = f"The provider broke off the answer: {storable(type_)}."
     return CallFailure(kind=FailureKind.SERVER_ERROR, message=message, possibly_paid=True)
 
 

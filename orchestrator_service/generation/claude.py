@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator_service.domain.retry import FailureKind
 from orchestrator_service.generation.calls import (
-    MESSAGE_MAX_CHARS,
+    STOP_REASON_MAX_CHARS,
     Announcement,
     CallFailure,
     Limits,
@@ -23,6 +23,7 @@ from orchestrator_service.generation.calls import (
     request_body,
     server_delay_s,
     stop_failure,
+    storable,
     stream_failure,
     unreadable,
     usage_of,
@@ -158,7 +159,7 @@ class Claude:
         try:
             return exchange.answered(response.json(), raw=response.text)
         except (ValueError, RecursionError):
-            return exchange.failed(unreadable())
+            return exchange.failed(unreadable(), raw=response.text)
 
     async def _send_streamed(self, sdk: _Sdk, request: Request, exchange: _Exchange) -> Reply:
         body = request_body(request) | {"stream": True}
@@ -227,23 +228,23 @@ class _Exchange:
     def answered(self, fields: object, *, raw: str) -> Reply:
         """The message that came, judged by its stop reason."""
         if not isinstance(fields, dict):
-            return self.failed(unreadable())
+            return self.failed(unreadable(), raw=raw)
         message = cast("dict[str, Any]", fields)
         text, stop_reason = answer_text(message.get("content")), message.get("stop_reason")
         if text is None:
-            return self.failed(unreadable())
+            return self.failed(unreadable(), raw=raw)
         usage = usage_of(message.get("usage"), prompt_cache=self._request.prompt_cache)
         return self._reply(
             text=text,
             failure=stop_failure(stop_reason, max_tokens=self._request.max_tokens),
             usage=usage,
-            stop_reason=stop_reason if isinstance(stop_reason, str) else "",
+            stop_reason=storable(stop_reason, chars_max=STOP_REASON_MAX_CHARS) if isinstance(stop_reason, str) else "",
             raw=raw,
         )
 
-    def failed(self, failure: CallFailure, *, response: httpx2.Response | None = None) -> Reply:
+    def failed(self, failure: CallFailure, *, response: httpx2.Response | None = None, raw: str = "") -> Reply:
         self._response = response or self._response
-        return self._reply(failure=failure)
+        return self._reply(failure=failure, raw=raw)
 
     def _reply(self, **fields: Any) -> Reply:
         headers: Mapping[str, str] = self._response.headers if self._response is not None else {}
@@ -312,8 +313,8 @@ def _status_failure(error: anthropic.APIStatusError) -> CallFailure:
     if kind is None or (kind is FailureKind.RATE_LIMITED and error.type == "billing_error"):
         otherwise = FailureKind.REQUEST_REFUSED if 400 <= status < 500 else FailureKind.SERVER_ERROR
         kind = KINDS_BY_TYPE.get(error.type or "", otherwise)
-    said = (error.api_message or "")[:MESSAGE_MAX_CHARS]
-    message = f"The provider answered {status} {error.error_code or error.type or ''}".rstrip() + f": {said}"
+    message = f"The provider answered {status} {storable(error.error_code or error.type or '')}".rstrip()
+    message += f": {storable(error.api_message or '')}"
     return CallFailure(kind=kind, message=message.rstrip(": "), server_delay_s=server_delay_s(error.response.headers))
 
 

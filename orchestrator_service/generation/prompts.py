@@ -84,6 +84,12 @@ class _Source:
             raise PromptRefused(self.field, str(error), reason="PROMPT_TOO_LARGE") from None
         except FillError as error:
             raise PromptRefused(self.field, str(error), reason="TEMPLATE_REFUSED") from None
+        try:
+            filled.encode()
+        except UnicodeEncodeError:
+            # An escape in the template's own words can make one; no request could carry it.
+            message = "The filled prompt holds half of a character, a lone surrogate."
+            raise PromptRefused(self.field, message, reason="TEMPLATE_REFUSED") from None
         if "{{" in filled or "{%" in filled:
             found = UNFILLED.search(filled)
             name = (found and found[1]) or "{%"

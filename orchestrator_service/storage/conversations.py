@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, func, or_, select
 
 from orchestrator_service.domain.conversation import DELIVERABLE, ConversationState
 from orchestrator_service.storage.tables import conversations, texts
@@ -92,10 +92,9 @@ def deliverable(connection: Connection, batch: str, which: Which, *, after: int,
     return connection.execute(statement).mappings().all()
 
 
-def left_out(connection: Connection, batch: str, which: Which) -> Sequence[str]:
-    """For each that matches and is not exported: its review, or its state where it has none."""
+def left_out(connection: Connection, batch: str, which: Which) -> dict[str, int]:
+    """How many match and are not exported, by their review, or by their state where they have none."""
     kept_back = or_(conversations.c.review.is_(None), conversations.c.review.not_in(DELIVERABLE))
-    statement = select(conversations.c.review, conversations.c.state).where(
-        conversations.c.batch == batch, kept_back, which.clause()
-    )
-    return [review or state for review, state in connection.execute(statement)]
+    cause = func.coalesce(conversations.c.review, conversations.c.state)
+    statement = select(cause, func.count()).where(conversations.c.batch == batch, kept_back, which.clause())
+    return dict(connection.execute(statement.group_by(cause)).tuples().all())

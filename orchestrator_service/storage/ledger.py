@@ -9,11 +9,9 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Integer,
     RowMapping,
     and_,
     case,
-    cast,
     func,
     insert,
     literal,
@@ -124,7 +122,7 @@ def journal_preflight(call: Preflight) -> Fact[None]:
 
 def _key(name: str) -> ColumnElement[Any]:
     columns: dict[str, ColumnElement[Any]] = {
-        "day": cast(calls.c.created_us / literal(DAY_US), Integer),
+        "day": calls.c.created_us // DAY_US,
         "owner": func.coalesce(batches.c.owner, ""),
         "label": func.coalesce(labels.c.value, ""),
         "model": calls.c.model,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ClauseElement, Connection
 from sqlalchemy.sql import Insert
+from sqlalchemy.sql.compiler import SQLCompiler
 
 Row = Mapping[str, Any]
 
@@ -55,7 +56,8 @@ class Prepared:
     def _compile(self, connection: Connection, values: Row) -> _Compiled:
         # An INSERT has the columns of its first values; every other statement names its own.
         columns = list(values) if isinstance(self._statement, Insert) else None
-        compiled = self._statement.compile(dialect=connection.dialect, column_keys=columns)  # pyright: ignore[reportCallIssue]
+        compiled = cast(SQLCompiler, self._statement.compile(dialect=connection.dialect, column_keys=columns))
+        assert compiled.positiontup is not None, f"{connection.dialect.name} takes parameters by name"
         constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
         made = _Compiled(str(compiled), compiled.positiontup, constants)
         return self._by_dialect.setdefault(connection.dialect.name, made)

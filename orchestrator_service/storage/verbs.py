@@ -167,7 +167,8 @@ def _clear_holds(tx: Transaction, row: RowMapping, *, now_us: int) -> None:
         )
     if HoldReason.CHECKPOINT in hold_reasons(tx, row["id"]):
         # Going on is the approval.
-        tx.connection.execute(update(batches).where(batches.c.id == row["id"]).values(hold_after=None))
+        approved = {"hold_after": None, "settings_version": batches.c.settings_version + 1}
+        tx.connection.execute(update(batches).where(batches.c.id == row["id"]).values(approved))
     drop_holds(tx, row["id"], set(HoldReason), now_us=now_us)
 
 

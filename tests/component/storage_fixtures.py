@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, text
 
 from orchestrator_service.domain.batch import FINAL, BatchState, HoldReason
 from orchestrator_service.domain.ledger import CallOutcome, CallPurpose, Usage
@@ -28,6 +28,7 @@ from orchestrator_service.storage.writer import Fact, Transaction
 
 T = TypeVar("T")
 RESERVE, COST = 100, 60
+EVERYTHING = Which()
 USAGE = Usage(input_tokens=10, output_tokens=20, cache_read_tokens=5)
 MADE = Made(turns=[("user", "Hi."), ("assistant", "Hello.")], checks=[("schema", "PASS", "Fine.")], passed=True)
 QUARANTINED = Made(turns=MADE.turns, checks=[("roles", "FAIL", "Turn 1 is the assistant's.")], passed=False)
@@ -117,10 +118,8 @@ class Store:
     async def cancel(self, batch: str, *, etag: str = "") -> None:
         await self.write(verbs.cancel(batch, etag=etag, now_us=self.tick()))
 
-    async def retry(self, batch: str, *, request: Request = ANY, etag: str = "", **which: tuple[str, ...]) -> int:
-        return await self.write(
-            verbs.retry(batch, Which(**which), etag=etag, request=request, now_us=self.tick())
-        )
+    async def retry(self, batch: str, which: Which = EVERYTHING, *, request: Request = ANY, etag: str = "") -> int:
+        return await self.write(verbs.retry(batch, which, etag=etag, request=request, now_us=self.tick()))
 
     async def change(self, batch: str, *, etag: str = "", **settings: Any) -> None:
         """`budget` is in nano-dollars."""
@@ -157,7 +156,7 @@ class Store:
             "SELECT number, coalesce(review, state) FROM conversations WHERE batch = :batch ORDER BY number",
             batch=batch,
         )
-        return {number: state for number, state in found}
+        return {row[0]: row[1] for row in found}
 
     async def calls(self, batch: str) -> list[str]:
         """The states of its calls, in order."""
@@ -252,7 +251,7 @@ def _check_counters(connection: Connection, batch: str) -> None:
     assert kept == counted
 
 
-def _check_money(connection: Connection, batch: str, row: Mapping[str, Any]) -> None:
+def _check_money(connection: Connection, batch: str, row: RowMapping) -> None:
     (sums,) = _all(
         connection,
         """
@@ -272,7 +271,7 @@ def _check_money(connection: Connection, batch: str, row: Mapping[str, Any]) -> 
     assert row["started"] == started
 
 
-def _check_state(connection: Connection, batch: str, row: Mapping[str, Any]) -> None:
+def _check_state(connection: Connection, batch: str, row: RowMapping) -> None:
     states = Counter(
         state for (state,) in _all(connection, "SELECT state FROM conversations WHERE batch = :batch", batch=batch)
     )
@@ -318,7 +317,7 @@ def _check_calls(connection: Connection, batch: str) -> None:
     )
 
 
-def _check_events(connection: Connection, batch: str, row: Mapping[str, Any]) -> None:
+def _check_events(connection: Connection, batch: str, row: RowMapping) -> None:
     logged = _all(
         connection,
         """

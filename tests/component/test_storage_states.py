@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from state_table import CELLS, STATES
@@ -13,11 +14,10 @@ from orchestrator_service.domain.batch import HoldReason
 from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.storage import claims, recovery, transitions
 from orchestrator_service.storage.claims import Claimed, NotClaimable
+from orchestrator_service.storage.conversations import Which
 
 pytestmark = pytest.mark.anyio
 
-# A batch of four conversations in each state: what is in flight is conversation 1.
-Arrange = Callable[[Store, str], Awaitable[None]]
 ENDED = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED")
 
 
@@ -28,7 +28,7 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stor
 
 
 async def _batch_in(store: Store, state: str) -> str:
-    """In the states with a hold it is the hold USER."""
+    """Of four conversations; the first is what is in flight. In the states with a hold it is the hold USER."""
     batch = await store.create()
     match state:
         case "QUEUED":
@@ -174,7 +174,7 @@ async def test_retry_does_what_its_cell_says(store: Store, state: str) -> None:
         assert (await store.rows(batch))[4] == "FAILED"
         return
     # Whatever was cancelled or failed; of a batch that succeeded, what somebody rejected since.
-    count = await (store.retry(batch, reviews=("REJECTED",)) if state == "SUCCEEDED" else store.retry(batch))
+    count = await (store.retry(batch, Which(reviews=("REJECTED",))) if state == "SUCCEEDED" else store.retry(batch))
     after = await store.get(batch)
     assert count == {"CANCELLED": 4, "FAILED": 4}.get(state, 1)
     assert after.state == (state if cell == "=" else cell)
@@ -212,7 +212,7 @@ async def _review(store: Store, batch: str, number: int) -> None:
 async def test_a_retry_that_matches_nothing_changes_nothing(store: Store, state: str) -> None:
     batch = await _batch_in(store, state)
     kinds = await store.kinds(batch)
-    assert await store.retry(batch, tiers=("no such tier",)) == 0
+    assert await store.retry(batch, Which(tiers=("no such tier",))) == 0
     assert (await store.state(batch), await store.kinds(batch)) == (state, kinds)
     assert (await store.get(batch)).row["run"] == 1
     await store.check(batch)
@@ -226,11 +226,12 @@ async def test_a_raised_limit_does_what_its_cell_says(store: Store, state: str) 
     for limit in ("hold_after", "budget"):
         batch = await _batch_behind(store, state, limit)
         cell = CELLS["RAISE_LIMIT", state]
+        raised: dict[str, Any] = {limit: 1_000}
         if cell == "x":
             with pytest.raises(ParleyError, match="the batch is CANCELLING"):
-                await store.change(batch, **{limit: 1_000})
+                await store.change(batch, **raised)
         else:
-            await store.change(batch, **{limit: 1_000})
+            await store.change(batch, **raised)
             assert await store.state(batch) == (state if cell == "=" else cell)
             assert await store.holds(batch) == set()
         await store.check(batch)
@@ -239,7 +240,7 @@ async def test_a_raised_limit_does_what_its_cell_says(store: Store, state: str) 
 async def _batch_behind(store: Store, state: str, limit: str) -> str:
     """In the states with a hold, it is the one of the limit."""
     if state == "PAUSED":
-        batch = await store.create(**({"hold_after": 0} if limit == "hold_after" else {"budget_nanos": 50}))
+        batch = await (store.create(hold_after=0) if limit == "hold_after" else store.create(budget_nanos=50))
         assert isinstance(await store.claim(batch), NotClaimable)
     elif state == "PAUSING" and limit == "hold_after":
         batch = await store.create(hold_after=1)
@@ -279,7 +280,7 @@ async def test_a_hold_that_arises_does_what_its_cell_says(store: Store, state: s
         await store.write(hold)
     cell = CELLS["HOLD", state]
     assert await store.state(batch) == (state if cell in ("=", "-") else cell)
-    added = set() if cell == "-" or state == "CANCELLING" else {"CREDENTIALS"}
+    added = set[str]() if cell == "-" or state == "CANCELLING" else {"CREDENTIALS"}
     assert await store.holds(batch) == before | added
     logged = (await store.kinds(batch)).count("hold_added") - len(before)
     # Where the batch is being cancelled it is logged only, each time.

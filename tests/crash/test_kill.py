@@ -97,7 +97,9 @@ class Run:
 def kill_points() -> list[Point]:
     """Seeded, and in all so few calls that the batch is not at its end before the last kill."""
     rng = random.Random(SEED)
-    return [rng.choice([Point("answered", rng.randint(1, 20)), Point("sent", rng.randint(1, 25))]) for _ in range(KILLS)]
+    return [
+        rng.choice([Point("answered", rng.randint(1, 20)), Point("sent", rng.randint(1, 25))]) for _ in range(KILLS)
+    ]
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ def test_what_passed_or_was_accepted_by_somebody_is_exported() -> None:
 
 
 def test_every_review_is_either_exported_or_kept_back() -> None:
-    assert DELIVERABLE | KEPT_BACK == set(Review)
+    assert set(Review) == DELIVERABLE | KEPT_BACK
     assert not DELIVERABLE & KEPT_BACK
 
 
@@ -21,7 +21,10 @@ def test_what_failed_or_was_cancelled_was_not_made() -> None:
 
 
 def test_states_and_reviews_are_those_of_the_contract() -> None:
-    states = {name.removeprefix("CONVERSATION_STATE_") for name in conversation_pb2.ConversationState.keys()}
-    reviews = {name.removeprefix("REVIEW_") for name in conversation_pb2.Review.keys()}
+    states = {
+        name.removeprefix("CONVERSATION_STATE_")
+        for name in conversation_pb2.ConversationState.DESCRIPTOR.values_by_name
+    }
+    reviews = {name.removeprefix("REVIEW_") for name in conversation_pb2.Review.DESCRIPTOR.values_by_name}
     assert states - {"UNSPECIFIED"} == set(ConversationState)
     assert reviews - {"UNSPECIFIED"} == set(Review)

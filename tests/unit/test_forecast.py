@@ -58,9 +58,7 @@ def test_without_a_quote_the_mean_is_what_was_seen() -> None:
 
 
 def test_the_quote_counts_as_five_conversations() -> None:
-    seen = replace(
-        FRESH, pending=95, made=5, committed_nanos=100, confirmed_nanos=100, answered=5, answered_s=100.0
-    )
+    seen = replace(FRESH, pending=95, made=5, committed_nanos=100, confirmed_nanos=100, answered=5, answered_s=100.0)
     projection = project(seen)
     # Quoted at 10 nanos and 10 s each, seen at 20 and 20: 15 each.
     assert projection.cost_nanos == 100 + 15 * 95
