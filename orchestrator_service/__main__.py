@@ -47,7 +47,7 @@ def main() -> int:
 
 
 async def serve(settings: Settings) -> None:
-    """Binds first, so that a taken address is told before the database is touched; serves once it has recovered."""
+    """Opens the database, binds, recovers, and only then serves."""
     server = Server(settings.server(), service_names=[SERVICE])
     clock = SystemClock()
     async with AsyncExitStack() as stack:
@@ -133,6 +133,7 @@ def _tools(creation: Creation, limiter: Limiter, clock: SystemClock) -> Tools:
     return Tools(
         database=creation.database,
         provider=creation.provider,
+        base_url=creation.provider.base_url,
         limiter=limiter,
         clock=clock,
         rng=random.Random().random,

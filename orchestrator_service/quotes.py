@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import grpc
+import structlog
 from google.protobuf import json_format
 from parley.v1 import estimator_pb2, quote_pb2
 from parley.v1.estimator_pb2_grpc import BatchEstimatorStub
 from parley.wire.errors import read_error
 
 from orchestrator_service.convert.rate import rate_card_of
-from orchestrator_service.domain.errors import FieldViolation, ParleyError
+from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.domain.ledger import RateCard
 from orchestrator_service.storage.database import Database
 from orchestrator_service.storage.rates import keep_rate_card, kept_rate_card
@@ -19,7 +20,20 @@ from orchestrator_service.storage.rates import keep_rate_card, kept_rate_card
 DEADLINE_S = 20.0
 # Longer than a channel waits by itself: a person decides sooner than the estimator comes back.
 RETRY_S = 10.0
+# Refusals that are about what the caller asked for.
+PASSED_ON = ("QUOTE_NOT_FOUND", "OWNER_FORBIDDEN")
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+log = structlog.get_logger()
+
+
+class Away(Exception):
+    """The estimator took nothing; later it may."""
+
+
+class Unfit(Exception):
+    """The estimator refuses an observation for what it is."""
 
 
 class Estimator:
@@ -56,14 +70,14 @@ class Estimator:
         await self._database.write(keep_rate_card(json_format.MessageToJson(reply.rate_card, indent=None)))
         return rate_card_of(reply.rate_card)
 
-    async def observe(self, observations: Sequence[quote_pb2.Observation]) -> bool:
-        """Whether the estimator has them now."""
+    async def observe(self, observations: Sequence[quote_pb2.Observation]) -> None:
+        """Raises Away where the estimator can't be asked, Unfit where it will never take these as they are."""
         request = estimator_pb2.RecordObservationsRequest(observations=observations)
         try:
             await self._stub.RecordObservations(request, timeout=DEADLINE_S)
-        except grpc.aio.AioRpcError:
-            return False
-        return True
+        except grpc.aio.AioRpcError as error:
+            unfit = error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            raise (Unfit if unfit else Away)(error.details() or error.code().name) from error
 
     def _refusal(self, error: grpc.aio.AioRpcError) -> ParleyError:
         if error.code() in AWAY:
@@ -74,5 +88,14 @@ class Estimator:
                 retry_after_s=RETRY_S,
             )
         told = read_error(error)
-        violations = [FieldViolation(one.field, one.message) for one in told.violations]
-        return ParleyError(told.reason or "INTERNAL", told.message, violations=violations, metadata=told.metadata)
+        if told.reason in PASSED_ON:
+            return ParleyError(told.reason, told.message, metadata=told.metadata)
+        # What the estimator dislikes of our own request is no fault of the caller's.
+        log.error("estimator refused", reason=told.reason, message=told.message, violations=told.violations)
+        return ParleyError(
+            "ESTIMATOR_UNAVAILABLE",
+            f"The estimator at {self._address} refuses this server ({told.reason or error.code().name}); "
+            "its log and ours say why. PARLEY_ESTIMATOR_TOKEN is what we show it.",
+            metadata={"estimator": self._address, "reason": told.reason},
+            retry_after_s=RETRY_S,
+        )

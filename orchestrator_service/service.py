@@ -31,10 +31,13 @@ from orchestrator_service.storage import batches, conversations, ledger, verbs
 from orchestrator_service.storage.batches import Snapshot
 from orchestrator_service.storage.database import Database
 from orchestrator_service.storage.requests import Request
+from orchestrator_service.storage.verbs import At
 from orchestrator_service.storage.writer import Fact
 from orchestrator_service.watch import Watchers
 
 PAGE = 50
+# With texts and prompts a larger page might not fit a message.
+FULL_PAGE_MAX = 100
 T = TypeVar("T")
 
 
@@ -64,6 +67,8 @@ class Service:
     async def create_batch(
         self, request: orchestrator_pb2.CreateBatchRequest, caller: Identity, deadline_s: float
     ) -> batch_pb2.Batch:
+        if self.supervisor.stopping:
+            raise ParleyError("SHUTTING_DOWN", "The server is shutting down.", retry_after_s=1.0)
         batch = await self.creation.create(
             request,
             owner=_owner(request.owner, caller),
@@ -123,7 +128,9 @@ class Service:
     async def resume_batch(
         self, request: orchestrator_pb2.ResumeBatchRequest, caller: Identity, deadline_s: float
     ) -> batch_pb2.Batch:
-        fact = verbs.resume(_id(request.name), etag=request.etag, now_us=self.clock.now_us())
+        announced = await self.creation.provider.announcement()
+        at = At(base_url=self.creation.provider.base_url, sandbox=announced.sandbox, speed_up=announced.speed_up)
+        fact = verbs.resume(_id(request.name), etag=request.etag, at=at, now_us=self.clock.now_us())
         return await self._verb(_id(request.name), fact, caller)
 
     async def cancel_batch(
@@ -185,12 +192,13 @@ class Service:
         self, request: orchestrator_pb2.ListConversationsRequest, caller: Identity, deadline_s: float
     ) -> orchestrator_pb2.ListConversationsResponse:
         batch, size = _id(request.parent), request.page_size or PAGE
+        full = request.view == conversation_pb2.CONVERSATION_VIEW_FULL
+        size = min(size, FULL_PAGE_MAX) if full else size
         after = tokens.page_position(request.page_token, request) or 0
         snapshot = await self._snapshot(batch, caller)
         which = which_of(request.filter)
         query = partial(conversations.page, batch=batch, which=which, after=after, size=size + 1)
         rows = list(await self.database.read(query))
-        full = request.view == conversation_pb2.CONVERSATION_VIEW_FULL
         found = await self._conversations(snapshot, rows[:size], full=full)
         reply = orchestrator_pb2.ListConversationsResponse(conversations=found)
         if len(rows) > size:

@@ -9,7 +9,7 @@ from parley.wire.auth import Identity
 
 from orchestrator_service.convert.spec import budget_of, priority_of
 from orchestrator_service.convert.values import microseconds, word_of
-from orchestrator_service.domain.errors import InvalidRequest
+from orchestrator_service.domain.errors import InvalidRequest, ParleyError
 from orchestrator_service.storage.batches import Filter
 from orchestrator_service.storage.ledger import SpendQuery
 from orchestrator_service.storage.verbs import Settings
@@ -67,6 +67,8 @@ def spend_query_of(request: orchestrator_pb2.GetSpendRequest, caller: Identity) 
 
 
 def _visible_owner(asked: str, caller: Identity) -> str:
+    if asked and asked != caller.name and not caller.may_act_for_others:
+        raise ParleyError("OWNER_FORBIDDEN", f"{caller.name} may not act for {asked}.", metadata={"owner": asked})
     return asked if caller.may_act_for_others else caller.name
 
 

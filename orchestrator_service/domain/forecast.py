@@ -15,7 +15,7 @@ class Progress:
     total: int
     pending: int
     running: int
-    # Generated or failed.
+    # Generated or failed, over all runs, as the money is.
     made: int
     # Confirmed and possibly spent.
     committed_nanos: int

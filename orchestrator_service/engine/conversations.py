@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator_service.domain.batch import HoldReason
 from orchestrator_service.domain.ledger import FREE, CallOutcome, Rate, cost_nanos, reserve_nanos
@@ -140,6 +140,14 @@ def unjudged(reply: Reply, attempts: Attempts, terms: Terms, *, call: int, now_u
     """For an answer that our own mistake keeps us from judging: paid, kept raw, and no second one is asked for."""
     given_up = GivenUp("MALFORMED", "The answer could not be judged; it is kept in the ledger.")
     return Judged(_settlement(reply, attempts, terms, call, CallOutcome.MALFORMED, given_up, now_us=now_us), None)
+
+
+def bare(settlement: Settlement) -> Settlement:
+    """The settlement without texts, for a database that refuses it with them: money and counts stay right."""
+    given_up = GivenUp("PROVIDER_ERROR", "The answer could not be stored.")
+    return replace(
+        settlement, result=given_up, raw="", error="", stop_reason="", provider_request_id="", first_token_s=None
+    )
 
 
 def _made(reply: Reply, attempts: Attempts) -> Made | CallFailure:

@@ -24,10 +24,6 @@ class Limiter:
         self._arrivals = 0
         self._granting: asyncio.Task[None] | None = None
 
-    @property
-    def requests_per_window(self) -> int:
-        return self._requests
-
     def rescale(self, *, window_s: float) -> None:
         """A sandbox that runs faster has shorter minutes."""
         self._window_s = window_s
@@ -53,11 +49,6 @@ class Limiter:
         if self._granting is None or self._granting.done():
             self._granting = asyncio.create_task(self._grant())
         await turn
-
-    def wait_s(self) -> float:
-        """How long a request that comes now waits for those before it and for the window."""
-        behind = len(self._waiting) / self._requests * self._window_s
-        return behind + self._wait_s()
 
     async def close(self) -> None:
         if self._granting is not None:

@@ -11,13 +11,13 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from orchestrator_service.domain.batch import ACTIVE, BatchState
+from orchestrator_service.domain.batch import ACTIVE, BatchState, HoldReason
 from orchestrator_service.domain.ledger import CallPurpose, Rate
-from orchestrator_service.domain.retry import Policy
+from orchestrator_service.domain.retry import FailureKind, Policy
 from orchestrator_service.engine.clock import Clock
-from orchestrator_service.engine.conversations import Attempts, Judged, Terms, judge, unjudged
+from orchestrator_service.engine.conversations import Attempts, Judged, Terms, bare, judge, unjudged
 from orchestrator_service.engine.limiter import Limiter
-from orchestrator_service.generation.claude import Reply, Request
+from orchestrator_service.generation.claude import CallFailure, Reply, Request
 from orchestrator_service.generation.planning import Planned
 from orchestrator_service.storage import batches, conversations
 from orchestrator_service.storage.batches import Snapshot
@@ -25,6 +25,8 @@ from orchestrator_service.storage.claims import Claim, Claimed, NotClaimable, Wa
 from orchestrator_service.storage.conversations import Waiting
 from orchestrator_service.storage.database import Database
 from orchestrator_service.storage.settlements import settle_call
+from orchestrator_service.storage.transitions import NewHold
+from orchestrator_service.storage.verbs import hold_batch
 from orchestrator_service.storage.writer import StorageFailed
 
 PAGE = 256
@@ -47,6 +49,8 @@ class Tools:
 
     database: Database
     provider: Provider
+    # Where the provider is; a batch that was started elsewhere is held.
+    base_url: str
     limiter: Limiter
     clock: Clock
     # A number in [0, 1).
@@ -97,6 +101,12 @@ class Runner:
     async def run(self) -> None:
         snapshot = await self._snapshot()
         if snapshot is None or snapshot.state not in ACTIVE:
+            return
+        if snapshot.row["base_url"] != self._tools.base_url:
+            # Another provider is another price and another promise: a person must say yes.
+            moved = NewHold(HoldReason.CREDENTIALS, _moved_message(snapshot.row["base_url"], self._tools.base_url))
+            fact = hold_batch(self.batch, moved, now_us=self._tools.clock.now_us())
+            await self._patiently(partial(self._tools.database.write, fact))
             return
         planned = await self._planned()
         async with asyncio.TaskGroup() as group:
@@ -171,14 +181,32 @@ class Runner:
         if isinstance(claimed, WaitForSettlement):
             await self._unless_halted(_set(settled))
             return 0.0
-        reply = await self._tools.provider.send(attempts.request(terms))
+        reply = await self._send(attempts.request(terms))
         judged = self._judged(reply, attempts, terms, claimed)
-        state = await self._patiently(partial(self._tools.database.write, settle_call(judged.settlement)))
+        state = await self._settle(judged)
         self._settled.set()
         self._settled = asyncio.Event()
         if state is not BatchState.RUNNING:
             self.wake()
         return judged.retry_after_s
+
+    async def _send(self, request: Request) -> Reply:
+        try:
+            return await self._tools.provider.send(request)
+        except Exception as error:
+            # The seam promises to raise nothing: where it does, the others in flight must not go down with it.
+            log.error("provider seam failed", batch=self.batch, exc_info=error)
+            failure = CallFailure(kind=FailureKind.SERVER_ERROR, message=type(error).__name__, possibly_paid=True)
+            return Reply(failure=failure)
+
+    async def _settle(self, judged: Judged) -> BatchState:
+        write = self._tools.database.write
+        try:
+            return await self._patiently(partial(write, settle_call(judged.settlement)))
+        except Exception as error:
+            # The database is well and refuses this fact: what was paid is written down without what may be at fault.
+            log.error("answer not stored", batch=self.batch, call=judged.settlement.call, exc_info=error)
+            return await self._patiently(partial(write, settle_call(bare(judged.settlement))))
 
     def _judged(self, reply: Reply, attempts: Attempts, terms: Terms, claimed: Claimed) -> Judged:
         now_us = self._tools.clock.now_us()
@@ -274,6 +302,10 @@ class Runner:
             priority=row["priority"],
             stop_on_error=row["stop_on_error"],
         )
+
+
+def _moved_message(before: str, now: str) -> str:
+    return f"The batch was started at {before}; this server makes conversations at {now}. Resume goes on there."
 
 
 async def _set(event: asyncio.Event) -> None:

@@ -6,13 +6,20 @@ import asyncio
 
 import structlog
 
+from orchestrator_service.domain.batch import HoldReason
 from orchestrator_service.engine.runner import Runner, Tools
 from orchestrator_service.storage import batches
 from orchestrator_service.storage.recovery import recover, recover_batch
+from orchestrator_service.storage.transitions import NewHold
+from orchestrator_service.storage.verbs import hold_batch
 from orchestrator_service.storage.writer import StorageFailed
 
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 60.0
+
+# So often in a row may a batch bring its runner down.
+FAILURES_MAX = 3
+_BROKEN = NewHold(HoldReason.TOO_MANY_FAILURES, f"The engine failed {FAILURES_MAX} times on this batch; see its log.")
 
 log = structlog.get_logger()
 
@@ -25,6 +32,10 @@ class Supervisor:
         self._runners: dict[str, Runner] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
 
     async def start(self) -> None:
         """Puts in order what the last process left, and goes on with it."""
@@ -65,7 +76,7 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, batch: str) -> None:
-        delay_s = RETRY_MIN_S
+        delay_s, failures = RETRY_MIN_S, 0
         try:
             while not self._stopping:
                 runner = self._runners[batch]
@@ -73,7 +84,8 @@ class Supervisor:
                     await runner.run()
                 except Exception as error:
                     log.error("runner failed", batch=batch, exc_info=error, again_in_s=delay_s)
-                    await self._put_in_order(batch)
+                    failures += 1
+                    await self._put_in_order(batch, held=failures >= FAILURES_MAX)
                     await self._tools.clock.sleep_s(delay_s)
                     delay_s = min(RETRY_MAX_S, 2 * delay_s)
                     self._runners[batch] = Runner(batch, self._tools)
@@ -85,11 +97,16 @@ class Supervisor:
             self._runners.pop(batch, None)
             self._tasks.pop(batch, None)
 
-    async def _put_in_order(self, batch: str) -> None:
+    async def _put_in_order(self, batch: str, *, held: bool) -> None:
         """Tried until the database takes it: otherwise nobody would look after the batch."""
         while True:
+            now_us = self._tools.clock.now_us()
             try:
-                return await self._tools.database.write(recover_batch(batch, now_us=self._tools.clock.now_us()))
+                await self._tools.database.write(recover_batch(batch, now_us=now_us))
+                if held:
+                    # Each failure may pay for calls whose answers are lost: a person must look.
+                    await self._tools.database.write(hold_batch(batch, _BROKEN, now_us=now_us))
+                return
             except StorageFailed as error:
                 log.error("database refuses, trying again", batch=batch, error=str(error))
                 await self._tools.clock.sleep_s(RETRY_MIN_S)

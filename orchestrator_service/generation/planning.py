@@ -17,7 +17,6 @@ class Planned:
     """The plan and prompts of one spec. Nothing in it is per conversation, so its size does not grow with the count."""
 
     def __init__(self, spec: Spec, builtins: Builtins) -> None:
-        self.asked = spec
         self.spec = with_builtin_axes(spec, builtins)
         self.sha256 = content_sha256(spec)
         self._builtins = builtins

@@ -77,7 +77,7 @@ def spend(connection: Connection, query: SpendQuery) -> Sequence[RowMapping]:
 def unobserved(connection: Connection, *, limit: int) -> Sequence[RowMapping]:
     """Settled calls that the estimator has not got, with what it must know of their batch."""
     statement = (
-        select(calls, batches.c.base_url, batches.c.speed_up, batches.c.fingerprint)
+        select(calls, batches.c.base_url, batches.c.speed_up)
         .join(batches, calls.c.batch == batches.c.id)
         .where(calls.c.observed.is_(False), calls.c.state == CallState.SETTLED)
         .order_by(calls.c.id)

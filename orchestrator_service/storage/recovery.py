@@ -19,7 +19,9 @@ def recover(*, now_us: int) -> Fact[int]:
     def fact(tx: Transaction) -> int:
         # Its creation was never answered: nobody knows it, nothing was claimed.
         tx.connection.execute(delete(batches).where(batches.c.state == BatchState.PREPARING))
-        under_way = select(batches.c.id).where(batches.c.state.in_([*ACTIVE, BatchState.PAUSED]))
+        under_way = select(batches.c.id).where(
+            batches.c.state.in_([*ACTIVE, BatchState.PAUSED]), batches.c.deleted_us.is_(None)
+        )
         ids = tx.connection.execute(under_way.order_by(batches.c.position)).scalars().all()
         for batch in ids:
             _recover_batch(tx, batch, now_us=now_us)

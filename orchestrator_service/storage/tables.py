@@ -90,8 +90,9 @@ batches = Table(
     _amount("possibly_spent_nanos"),
     _amount("calls_settled"),
     _amount("calls_possibly_spent"),
-    # Sums over the settled calls of this run's conversations, for the projection.
-    _amount("answered_nanos"),
+    # Over all runs, as the money is: conversations that ended, those that were answered, and the seconds that took.
+    _amount("made"),
+    _amount("answered"),
     Column("answered_s", Float, nullable=False, server_default="0"),
     *_usage(),
     Column("created_us", BigInteger, nullable=False),

@@ -39,6 +39,15 @@ from orchestrator_service.storage.writer import Fact, Transaction
 
 
 @dataclass(frozen=True, kw_only=True)
+class At:
+    """The provider of this process."""
+
+    base_url: str
+    sandbox: bool
+    speed_up: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What UpdateBatch changes; `fields` names those that are meant."""
 
@@ -64,7 +73,18 @@ def pause(batch: str, *, etag: str, now_us: int) -> Fact[None]:
     return fact
 
 
-def resume(batch: str, *, etag: str, now_us: int) -> Fact[None]:
+def hold_batch(batch: str, new: NewHold, *, now_us: int) -> Fact[None]:
+    """A hold that arises outside of a claim or a settlement."""
+
+    def fact(tx: Transaction) -> None:
+        hold(tx, batch, new, now_us=now_us)
+
+    return fact
+
+
+def resume(batch: str, *, etag: str, at: At | None = None, now_us: int) -> Fact[None]:
+    """`at` is the provider that the batch goes on at: resuming is the consent to another than it was started at."""
+
     def fact(tx: Transaction) -> None:
         row = _batch(tx, batch)
         if row["state"] in (BatchState.QUEUED, BatchState.RUNNING):
@@ -72,6 +92,9 @@ def resume(batch: str, *, etag: str, now_us: int) -> Fact[None]:
         if row["state"] in (BatchState.PAUSING, BatchState.PAUSED):
             _compare_etag(row, etag)
             _clear_holds(tx, row, now_us=now_us)
+            if at is not None:
+                moved = {"base_url": at.base_url, "sandbox": at.sandbox, "speed_up": at.speed_up}
+                tx.connection.execute(update(batches).where(batches.c.id == batch).values(moved))
         happen(tx, batch, Event.RESUME, now_us=now_us)
 
     return fact

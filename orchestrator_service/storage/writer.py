@@ -15,17 +15,28 @@ from typing import Any, TypeVar, cast
 
 import structlog
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError
+
+from orchestrator_service.domain.errors import ParleyError
 
 GROUP_MAX = 64
 QUEUE_MAX = 10_000
+RETRY_S = 2.0
 
 T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class StorageFailed(Exception):
-    """The database did not take a fact: full, locked by another program, read-only or broken."""
+class StorageFailed(ParleyError):
+    """The database takes nothing for now: full, locked by another program, read-only. Trying again may help."""
+
+    def __init__(self, detail: str) -> None:
+        # What the database says of it is for the log.
+        super().__init__("STORAGE_UNAVAILABLE", "The server's database can't be used for now.", retry_after_s=RETRY_S)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 @dataclass
@@ -59,9 +70,12 @@ class Writer:
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
+        self._ended = False
 
     async def write(self, fact: Fact[T]) -> T:
         """The fact's result, once it is committed. A cancelled caller does not take its fact back."""
+        if self._ended:
+            raise StorageFailed("the writer has ended")
         if len(self._queue) >= QUEUE_MAX:
             raise StorageFailed(f"{QUEUE_MAX} facts wait for the database")
         waiting = _Waiting(fact, asyncio.get_running_loop().create_future())
@@ -71,17 +85,27 @@ class Writer:
 
     async def run(self) -> None:
         """Commits what waits until closed and empty."""
+        try:
+            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as thread:
+                await self._commit_all(thread)
+        finally:
+            # However it ends, nobody waits for ever.
+            self._ended = True
+            for waiting in self._queue:
+                waiting.error = StorageFailed("the writer has ended")
+            self._answer(list(self._queue), set())
+
+    async def _commit_all(self, thread: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as thread:
-            connection = await loop.run_in_executor(thread, self._engine.connect)
-            while self._queue or not self._closing:
-                await self._arrived.wait()
-                self._arrived.clear()
-                while self._queue:
-                    group = [self._queue.popleft() for _ in range(min(GROUP_MAX, len(self._queue)))]
-                    touched = await loop.run_in_executor(thread, _commit_group, connection, group)
-                    self._answer(group, touched)
-            await loop.run_in_executor(thread, connection.close)
+        connection = await loop.run_in_executor(thread, self._engine.connect)
+        while self._queue or not self._closing:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._queue:
+                group = [self._queue.popleft() for _ in range(min(GROUP_MAX, len(self._queue)))]
+                touched = await loop.run_in_executor(thread, _commit_group, connection, group)
+                self._answer(group, touched)
+        await loop.run_in_executor(thread, connection.close)
 
     def close(self) -> None:
         self._closing = True
@@ -120,7 +144,7 @@ def _commit_alone(connection: Connection, waiting: _Waiting) -> set[str]:
     try:
         with connection.begin():
             return _run_fact(connection, waiting)
-    except (SQLAlchemyError, connection.dialect.loaded_dbapi.Error) as error:
+    except (OperationalError, connection.dialect.loaded_dbapi.OperationalError) as error:
         log.error("commit failed", error=str(error))
         waiting.error = StorageFailed(f"The database refused: {error}")
     except Exception as error:  # noqa: BLE001  a refusal or a fact's own mistake belongs to the fact's caller

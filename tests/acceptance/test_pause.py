@@ -66,16 +66,16 @@ async def test_a_pause_keeps_the_ten_in_flight_and_starts_no_other(stage: Stage)
     created = await in_flight(stage, spec(30, concurrency=10), 10)
     told: asyncio.Queue[int] = asyncio.Queue()
     watching = asyncio.create_task(tell_states(client, created.name, told))
-    assert await told.get() == State.BATCH_STATE_RUNNING
+    assert await asyncio.wait_for(told.get(), WAIT_MAX_S) == State.BATCH_STATE_RUNNING
 
     pausing = await client.pause(created.name)
     assert pausing.state == State.BATCH_STATE_PAUSING
     assert pausing.counts.in_flight == 10
     # Once more changes nothing.
     assert (await client.pause(created.name)).state == State.BATCH_STATE_PAUSING
-    assert await told.get() == State.BATCH_STATE_PAUSING
+    assert await asyncio.wait_for(told.get(), WAIT_MAX_S) == State.BATCH_STATE_PAUSING
     await sandbox.change(paused=False)
-    assert await told.get() == State.BATCH_STATE_PAUSED
+    assert await asyncio.wait_for(told.get(), WAIT_MAX_S) == State.BATCH_STATE_PAUSED
     await watching
 
     paused = await client.get(created.name)

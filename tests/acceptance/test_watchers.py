@@ -55,9 +55,10 @@ async def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerat
 
 
 async def refusal_of(call: AsyncIterable[object]) -> WireError:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        async for _ in call:
-            pass
+    async with asyncio.timeout(WAIT_MAX_S):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for _ in call:
+                pass
     return read_error(refused.value)
 
 
@@ -130,7 +131,7 @@ async def watching(
 ) -> AsyncGenerator[AsyncIterator[Message]]:
     request = orchestrator_pb2.WatchBatchRequest(name=name, resume_token=token)
     request.until = orchestrator_pb2.WatchUntil.ValueType(until)
-    call = stage.stub.WatchBatch(request)
+    call = stage.stub.WatchBatch(request, timeout=WAIT_MAX_S)
     try:
         yield aiter(call)
     finally:

@@ -72,8 +72,13 @@ class SteppedClock:
         self.now_s = 1_000.0
         self._news = news or News()
         self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+        # What brings a runner down: the next look at the wall clock fails.
+        self.is_broken = False
 
     def now_us(self) -> int:
+        if self.is_broken:
+            self.is_broken = False
+            raise RuntimeError("a mistake of ours")
         return round(self.now_s * 1e6)
 
     def monotonic_s(self) -> float:
@@ -202,6 +207,7 @@ class World(Store):
             Tools(
                 database=self.database,
                 provider=self.desk,
+                base_url="http://127.0.0.1",
                 limiter=self.limiter,
                 clock=self.clock,
                 rng=lambda: 1.0,

@@ -174,20 +174,6 @@ async def test_a_longer_window_counts_what_was_let_in_before(counter: Counter) -
     assert counter.granted == [("a", 0), ("b", 60)]
 
 
-async def test_the_wait_is_told() -> None:
-    counter = Counter(requests=2, window_s=8.0)
-    assert (counter.limiter.requests_per_window, counter.limiter.wait_s()) == (2, 0)
-    for name in "ab":
-        await counter.come(name)
-    assert counter.limiter.wait_s() == 8
-    for name in "cd":
-        await counter.come(name)
-    await counter.clock.pass_s(2.0)
-    # Six seconds until there is room, and two go before.
-    assert counter.limiter.wait_s() == 6 + 8
-    await counter.close()
-
-
 async def test_a_closed_limiter_lets_nobody_in(counter: Counter) -> None:
     for name in "ab":
         await counter.come(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from engine_fixtures import COST, MADE, RESERVE, WAIT_MAX_S, World, at_rest, eng
 from structlog.testing import capture_logs
 
 from orchestrator_service.domain.retry import FailureKind
+from orchestrator_service.engine.supervisor import FAILURES_MAX
+from orchestrator_service.storage import verbs
+from orchestrator_service.storage.verbs import At
 
 pytestmark = pytest.mark.anyio
 
@@ -22,9 +26,9 @@ async def world(tmp_path: Path) -> AsyncGenerator[World]:
 
 
 def crash(world: World, number: int) -> None:
-    """What the call seam promises never to do: it raises."""
-    (call,) = [call for call in world.desk.calls if call.number == number and not call.reply.done()]
-    call.reply.set_exception(RuntimeError("a mistake of ours"))
+    """A mistake of ours, in the middle of what follows this answer."""
+    world.clock.is_broken = True
+    world.desk.answer(number)
 
 
 async def sleeping(world: World, count: int) -> None:
@@ -111,19 +115,72 @@ async def test_a_runner_that_crashes_begins_again_with_what_was_in_flight_writte
     await world.check(batch)
 
 
-async def test_a_runner_that_crashes_again_and_again_waits_longer_each_time(world: World) -> None:
-    await world.begin(1)
+async def test_a_runner_that_crashes_again_and_again_waits_longer_and_is_held_at_last(world: World) -> None:
+    batch = await world.begin(1)
     waited: list[float] = []
     with capture_logs() as logged:
-        for _ in range(8):
+        for _ in range(FAILURES_MAX):
             await world.calls_in_flight(1)
             crash(world, 1)
             await sleeping(world, 1)
             waited += world.clock.sleepers
             world.clock.step(60.0)
-        await world.calls_in_flight(1)
-    assert waited == [1, 2, 4, 8, 16, 32, 60, 60]
+        await world.until_state(batch, "PAUSED")
+    assert waited == [1, 2, 4]
     assert [line["again_in_s"] for line in logged if line["event"] == "runner failed"] == waited
+    assert await world.holds(batch) == {"TOO_MANY_FAILURES"}
+    await world.check(batch)
+    # Each failure may have been paid for: no more of them until somebody has looked.
+    assert await world.calls(batch) == ["POSSIBLY_SPENT"] * 3
+    world.desk.at_once = lambda call: MADE
+    await world.verb("resume", batch)
+    await world.until_state(batch, "SUCCEEDED")
+
+
+async def test_a_provider_that_raises_takes_no_other_call_down(world: World) -> None:
+    batch = await world.begin(2, concurrency=2)
+    await world.calls_in_flight(2)
+    world.desk.calls[0].reply.set_exception(RuntimeError("which the call seam promises not to do"))
+    await sleeping(world, 1)
+    assert world.desk.in_flight == [2]
+    assert await world.calls(batch) == ["POSSIBLY_SPENT", "RESERVED"]
+    world.desk.at_once = lambda call: MADE
+    world.desk.answer()
+    world.clock.step(1.0)
+    await world.until_state(batch, "SUCCEEDED")
+    assert world.desk.numbers == [1, 2, 1]
+
+
+async def test_an_answer_that_the_database_takes_not_is_written_down_without_its_texts(world: World) -> None:
+    batch = await world.begin(2, concurrency=2)
+    await world.calls_in_flight(2)
+    # Half a character is nothing that SQLite stores.
+    world.desk.answer(1, reply=replace(MADE, raw="\ud83d"))
+    await world.until_rows(batch, FAILED=1)
+    assert world.desk.in_flight == [2]
+    world.desk.answer()
+    await world.until_state(batch, "PARTIALLY_SUCCEEDED")
+    assert (await world.get(batch)).row["confirmed_nanos"] == 2 * COST
+    assert await world.ask("SELECT failure_reason FROM conversations WHERE number = 1") == [("PROVIDER_ERROR",)]
+    await world.check(batch)
+
+
+async def test_a_batch_of_another_provider_is_held_until_somebody_resumes_it_here(world: World) -> None:
+    world.desk.at_once = lambda call: MADE
+    batch = await world.begin(2, base_url="http://elsewhere")
+    await world.until_state(batch, "PAUSED")
+    (hold,) = (await world.get(batch)).holds
+    assert (hold["reason"], hold["message"]) == (
+        "CREDENTIALS",
+        "The batch was started at http://elsewhere; this server makes conversations at http://127.0.0.1. "
+        "Resume goes on there.",
+    )
+    assert world.desk.calls == []
+    here = At(base_url="http://127.0.0.1", sandbox=True, speed_up=1.0)
+    await world.write(verbs.resume(batch, etag="", at=here, now_us=world.tick()))
+    world.supervisor.ensure_running(batch)
+    await world.until_state(batch, "SUCCEEDED")
+    assert (await world.get(batch)).row["base_url"] == "http://127.0.0.1"
 
 
 async def test_a_crash_while_the_database_refuses_is_recovered_later(world: World) -> None:

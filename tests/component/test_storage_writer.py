@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
 from storage_fixtures import Store, opened
 
 from orchestrator_service.domain.errors import ParleyError
@@ -98,7 +99,7 @@ async def test_a_fact_that_fails_fails_alone(store: Store) -> None:
     assert [type(answer) for answer in (answers[1], answers[3], answers[4])] == [
         ParleyError,
         ZeroDivisionError,
-        StorageFailed,
+        IntegrityError,
     ]
     assert await notes(store) == ["a", "b", "c"]
     assert store.told == [{"a", "b", "c"}]
@@ -199,6 +200,13 @@ async def test_commits_survive_a_power_cut(store: Store) -> None:
         for name in ("journal_mode", "synchronous", "foreign_keys")
     ]
     assert pragmas == ["wal", 2, 1]
+
+
+async def test_a_fact_after_the_end_is_refused_and_waits_for_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path / "e.db") as store:
+        pass
+    with pytest.raises(StorageFailed, match="the writer has ended"):
+        await store.write(note("a"))
 
 
 async def test_the_queue_has_a_limit(store: Store) -> None:

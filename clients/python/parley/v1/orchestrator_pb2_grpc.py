@@ -224,7 +224,7 @@ class BatchOrchestratorServicer:
 
     def UpdateBatch(self, request, context):
         """Changes display_name, labels, budget, concurrency, hold_after or priority.
-        Errors: BATCH_NOT_FOUND, STATE_FORBIDS, ETAG_MISMATCH, FIELD_MASK_INVALID, CONCURRENCY_OVER_MAXIMUM.
+        Errors: BATCH_NOT_FOUND, STATE_FORBIDS, ETAG_MISMATCH, FIELD_MASK_INVALID, CONCURRENCY_OVER_MAXIMUM, RATES_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,7 +53,7 @@ class BatchOrchestratorStub:
     """
     UpdateBatch: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.UpdateBatchRequest, _batch_pb2.Batch]
     """Changes display_name, labels, budget, concurrency, hold_after or priority.
-    Errors: BATCH_NOT_FOUND, STATE_FORBIDS, ETAG_MISMATCH, FIELD_MASK_INVALID, CONCURRENCY_OVER_MAXIMUM.
+    Errors: BATCH_NOT_FOUND, STATE_FORBIDS, ETAG_MISMATCH, FIELD_MASK_INVALID, CONCURRENCY_OVER_MAXIMUM, RATES_UNKNOWN.
     """
     DeleteBatch: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.DeleteBatchRequest, _orchestrator_pb2.DeleteBatchResponse]
     """Deletes prompts, texts and answers of a batch that does not run; the totals of its ledger stay in GetSpend.
@@ -185,7 +185,7 @@ class BatchOrchestratorServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_orchestrator_pb2.UpdateBatchRequest, _abc.Awaitable[_batch_pb2.Batch]],
     ) -> _abc.Awaitable[_batch_pb2.Batch]:
         """Changes display_name, labels, budget, concurrency, hold_after or priority.
-        Errors: BATCH_NOT_FOUND, STATE_FORBIDS, ETAG_MISMATCH, FIELD_MASK_INVALID, CONCURRENCY_OVER_MAXIMUM.
+        Errors: BATCH_NOT_FOUND, STATE_FORBIDS, ETAG_MISMATCH, FIELD_MASK_INVALID, CONCURRENCY_OVER_MAXIMUM, RATES_UNKNOWN.
         """
 
     @_abc_1.abstractmethod

@@ -92,6 +92,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The server is going down and takes nothing new."""
     REASON_PROVIDER_REFUSED: _Reason.ValueType  # 73
     """The model's server refused the key, the model or the request of a check."""
+    REASON_STORAGE_UNAVAILABLE: _Reason.ValueType  # 74
+    """The server's database takes no more for now: full, locked by another program, read-only."""
     REASON_TOO_MANY_WATCHERS: _Reason.ValueType  # 80
     """The server is serving as many watchers as it may."""
     REASON_INTERNAL: _Reason.ValueType  # 90
@@ -169,6 +171,8 @@ REASON_SHUTTING_DOWN: Reason.ValueType  # 72
 """The server is going down and takes nothing new."""
 REASON_PROVIDER_REFUSED: Reason.ValueType  # 73
 """The model's server refused the key, the model or the request of a check."""
+REASON_STORAGE_UNAVAILABLE: Reason.ValueType  # 74
+"""The server's database takes no more for now: full, locked by another program, read-only."""
 REASON_TOO_MANY_WATCHERS: Reason.ValueType  # 80
 """The server is serving as many watchers as it may."""
 REASON_INTERNAL: Reason.ValueType  # 90

@@ -46,7 +46,8 @@ def configure(service: str, *, stream: TextIO | None = None) -> None:
 
 def _last_processors(*, on_terminal: bool) -> list[Processor]:
     if on_terminal:
-        return [structlog.dev.ConsoleRenderer()]
+        # The renderer of choice would print local variables too: prompts and answers among them.
+        return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 
 
