@@ -333,6 +333,7 @@ def _check_events(connection: Connection, batch: str, row: RowMapping) -> None:
             assert old == state
             state = new
     assert state == row["state"]
+    assert row["made"] == [kind for _number, kind, _old, _new in logged].count("conversation_ended")
 
 
 def _all(connection: Connection, sql: str, **values: Any) -> list[tuple[Any, ...]]:

@@ -86,6 +86,17 @@ async def test_facts_that_wait_together_are_committed_together_in_order(store: S
     assert store.told == [set(texts)]
 
 
+async def test_nobody_sees_a_part_of_a_group(store: Store) -> None:
+    def seen_by_others(tx: Transaction) -> str:
+        other = sqlite3.connect(store.path)
+        ((count,),) = other.execute("SELECT count(*) FROM notes").fetchall()
+        other.close()
+        return f"{count} seen"
+
+    assert await gathered(store, [note("a"), note("b"), seen_by_others]) == ["a", "b", "0 seen"]
+    assert await notes(store) == ["a", "b"]
+
+
 async def test_a_group_has_a_limit(store: Store) -> None:
     texts = [f"{number:03}" for number in range(2 * GROUP_MAX + 1)]
     assert await gathered(store, [note(text) for text in texts]) == texts
