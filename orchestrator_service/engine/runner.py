@@ -71,7 +71,9 @@ class Runner:
         self._changed = True
         self._stopping = False
         self._halted = False
+        # Conversations that are not settled yet, and those of them that take up concurrency.
         self._at_work: set[int] = set()
+        self._slots: set[int] = set()
         # What waits for the limiter or between attempts: ended at once by a hold.
         self._waits: set[asyncio.Future[None]] = set()
         self._waiting_for_limit = 0
@@ -125,12 +127,13 @@ class Runner:
             return self._changed
         self._halted = False
         terms = self._terms(snapshot, planned)
-        while len(self._at_work) < snapshot.row["concurrency"]:
+        while len(self._slots) < snapshot.row["concurrency"]:
             waiting = await self._next()
             # Told to stop meanwhile: what is started now would end at once, be found again, and so on without end.
             if waiting is None or self._stopping:
                 return self._changed
             self._at_work.add(waiting.number)
+            self._slots.add(waiting.number)
             group.create_task(self._converse(waiting.number, terms, planned), name=f"{self.batch}/{waiting.number}")
         return True
 
@@ -165,7 +168,11 @@ class Runner:
                 delay_s = await self._attempt(attempts, terms)
         finally:
             self._at_work.discard(number)
-            self._woken.set()
+            self._free(number)
+
+    def _free(self, number: int) -> None:
+        self._slots.discard(number)
+        self._woken.set()
 
     async def _attempt(self, attempts: Attempts, terms: Terms) -> float | None:
         """One call. How long to wait before the next attempt; None where there is none here."""
@@ -183,6 +190,9 @@ class Runner:
             return 0.0
         reply = await self._send(attempts.request(terms))
         judged = self._judged(reply, attempts, terms, claimed)
+        if judged.retry_after_s is None:
+            # The next one's claim is queued right behind this settlement, which guards it: one commit for both.
+            self._free(attempts.item.number)
         state = await self._settle(judged)
         self._settled.set()
         self._settled = asyncio.Event()
