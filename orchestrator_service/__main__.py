@@ -26,12 +26,16 @@ from orchestrator_service.engine.runner import Tools
 from orchestrator_service.engine.supervisor import Supervisor
 from orchestrator_service.generation import builtin
 from orchestrator_service.generation.claude import Claude
+from orchestrator_service.generation.planning import Planned
 from orchestrator_service.outbox import Outbox
 from orchestrator_service.provider import MINUTE_S, Provider
 from orchestrator_service.quotes import Estimator
 from orchestrator_service.service import Service
 from orchestrator_service.storage.database import Database, DatabaseUnusable, open_database
 from orchestrator_service.watch import Watchers
+
+# Plans of batches that run or are read; a plan takes tens of milliseconds and no memory per conversation.
+PLANS_KEPT = 16
 
 
 def main() -> int:
@@ -66,8 +70,16 @@ async def serve(settings: Settings) -> None:
         provider = _provider(settings, limiter, clock)
         stack.push_async_callback(provider.close)
         creation = _creation(settings, database, estimator, provider, clock)
-        supervisor = Supervisor(_tools(creation, limiter, clock))
-        service = Service(database=database, creation=creation, supervisor=supervisor, watchers=watchers, clock=clock)
+        tools = _tools(creation, limiter, clock)
+        supervisor = Supervisor(tools)
+        service = Service(
+            database=database,
+            creation=creation,
+            supervisor=supervisor,
+            watchers=watchers,
+            clock=clock,
+            plan=tools.plan,
+        )
         add_BatchOrchestratorServicer_to_server(Api(service), server.aio)
         await server.start()
         await supervisor.start()
@@ -130,6 +142,9 @@ def _creation(
 
 
 def _tools(creation: Creation, limiter: Limiter, clock: SystemClock) -> Tools:
+    def plan(stored: bytes) -> Planned:
+        return creation.planned(BatchSpec.FromString(stored)).ready()
+
     return Tools(
         database=creation.database,
         provider=creation.provider,
@@ -137,7 +152,7 @@ def _tools(creation: Creation, limiter: Limiter, clock: SystemClock) -> Tools:
         limiter=limiter,
         clock=clock,
         rng=random.Random().random,
-        plan=lambda stored: creation.planned(BatchSpec.FromString(stored)).ready(),
+        plan=lru_cache(maxsize=PLANS_KEPT)(plan),
         rate=lru_cache(maxsize=256)(rate_from_json),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -48,6 +48,8 @@ class Service:
     supervisor: Supervisor
     watchers: Watchers
     clock: Clock
+    # Spec bytes, as stored, to a plan; the engine's, so that a batch is planned once for both.
+    plan: Callable[[bytes], Planned]
 
     async def quote_batch(
         self, request: orchestrator_pb2.QuoteBatchRequest, caller: Identity, deadline_s: float
@@ -293,8 +295,8 @@ class Service:
         return stored
 
     async def _planned(self, snapshot: Snapshot) -> Planned:
-        spec = batch_pb2.BatchSpec.FromString(await self._spec_bytes(snapshot))
-        return await asyncio.to_thread(lambda: self.creation.planned(spec).ready())
+        stored = await self._spec_bytes(snapshot)
+        return await asyncio.to_thread(self.plan, stored)
 
     async def _conversations(
         self, snapshot: Snapshot, rows: Sequence[Mapping[Any, Any]], *, full: bool
