@@ -315,7 +315,7 @@ class Runner:
 
 
 def _moved_message(before: str, now: str) -> str:
-    return f"The batch was started at {before}; this server makes conversations at {now}. Resume goes on there."
+    return f"The batch was started at {before}; this server makes conversations at {now}. Resume goes on at {now}."
 
 
 async def _set(event: asyncio.Event) -> None:

@@ -129,11 +129,16 @@ def _commit_group(connection: Connection, group: list[_Waiting]) -> set[str]:
     """All facts in one transaction; where one fails, each in its own, so that it fails alone."""
     if len(group) > 1:
         touched: set[str] = set()
+        begun = False
         try:
             with connection.begin():
+                begun = True
                 for waiting in group:
                     touched |= _run_fact(connection, waiting)
         except Exception as error:  # noqa: BLE001  which fact is at fault shows when each runs alone
+            if not begun:
+                # Another program has the database: to try each fact alone would wait as many times.
+                return _refuse(group, error)
             log.info("group split", facts=len(group), error=type(error).__name__)
         else:
             return touched
@@ -144,11 +149,17 @@ def _commit_alone(connection: Connection, waiting: _Waiting) -> set[str]:
     try:
         with connection.begin():
             return _run_fact(connection, waiting)
-    except (OperationalError, connection.dialect.loaded_dbapi.OperationalError) as error:
-        log.error("commit failed", error=str(error))
-        waiting.error = StorageFailed(f"The database refused: {error}")
+    except _operational(connection) as error:
+        return _refuse([waiting], error)
     except Exception as error:  # noqa: BLE001  a refusal or a fact's own mistake belongs to the fact's caller
         waiting.error = error
+    return set()
+
+
+def _refuse(group: list[_Waiting], error: Exception) -> set[str]:
+    log.error("commit failed", error=str(error), facts=len(group))
+    for waiting in group:
+        waiting.error = StorageFailed(f"The database refused: {error}")
     return set()
 
 
@@ -156,3 +167,8 @@ def _run_fact(connection: Connection, waiting: _Waiting) -> set[str]:
     transaction = Transaction(connection)
     waiting.result = waiting.fact(transaction)
     return transaction.touched
+
+
+def _operational(connection: Connection) -> tuple[type[Exception], ...]:
+    """What a database says of its own state, not of a fact; prepared statements raise the driver's own error."""
+    return OperationalError, connection.dialect.loaded_dbapi.OperationalError

@@ -27,6 +27,10 @@ def in_turn(*replies: Reply) -> Callable[[Call], Reply]:
     return lambda call: next(left)
 
 
+async def sleeping_alone(world: World) -> None:
+    await world.news.until(lambda: len(world.clock.sleepers) == 1)
+
+
 # Concurrency.
 
 
@@ -363,10 +367,13 @@ async def test_a_sleeping_conversation_keeps_its_place_and_the_others_go_on(worl
     batch = await world.begin(4, concurrency=2)
     await world.calls_in_flight(2)
     world.desk.answer(1, reply=failed(FailureKind.OVERLOADED))
+    await sleeping_alone(world)
+    # Whoever looks again from the start must not begin it beside itself.
+    await world.verb("change", batch, priority=3)
     world.desk.at_once = lambda call: MADE
     world.desk.answer(2)
     await world.until_rows(batch, PASSED=3)
-    await world.news.until(lambda: len(world.clock.sleepers) == 1)
+    await sleeping_alone(world)
     world.clock.step(60.0)
     await world.until_state(batch, "SUCCEEDED")
     assert world.desk.numbers == [1, 2, 3, 4, 1]

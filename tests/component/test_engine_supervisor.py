@@ -173,7 +173,7 @@ async def test_a_batch_of_another_provider_is_held_until_somebody_resumes_it_her
     assert (hold["reason"], hold["message"]) == (
         "CREDENTIALS",
         "The batch was started at http://elsewhere; this server makes conversations at http://127.0.0.1. "
-        "Resume goes on there.",
+        "Resume goes on at http://127.0.0.1.",
     )
     assert world.desk.calls == []
     here = At(base_url="http://127.0.0.1", sandbox=True, speed_up=1.0)
@@ -236,6 +236,7 @@ async def test_stop_lets_calls_in_flight_finish_and_starts_no_other(world: World
     stopping = asyncio.create_task(world.supervisor.stop(drain_s=30))
     await at_rest()
     world.supervisor.ensure_running(batch)
+    other = await world.begin(1, first=100)
     world.desk.answer(1, 2)
     await world.until_rows(batch, PASSED=2)
     assert not stopping.done()
@@ -243,12 +244,14 @@ async def test_stop_lets_calls_in_flight_finish_and_starts_no_other(world: World
     await stopping
     assert world.desk.numbers == [1, 2, 3]
     assert (await world.state(batch), await world.calls(batch)) == ("RUNNING", ["SETTLED"] * 3)
+    assert await world.state(other) == "QUEUED"
     # The next process goes on, and nothing was lost or paid twice.
     world.desk.at_once = lambda call: MADE
     world.supervisor = world.another_supervisor()
     await world.supervisor.start()
-    await world.until_state(batch, "SUCCEEDED")
-    assert sorted(world.desk.numbers) == [1, 2, 3, 4, 5, 6]
+    for name in (batch, other):
+        await world.until_state(name, "SUCCEEDED")
+    assert sorted(world.desk.numbers) == [1, 2, 3, 4, 5, 6, 100]
     assert "recovered" not in await world.kinds(batch)
     await world.check(batch)
 

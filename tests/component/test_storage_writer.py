@@ -217,7 +217,8 @@ async def test_a_fact_after_the_end_is_refused_and_waits_for_nothing(tmp_path: P
     async with opened(tmp_path / "e.db") as store:
         pass
     with pytest.raises(StorageFailed, match="the writer has ended"):
-        await store.write(note("a"))
+        async with asyncio.timeout(5):
+            await store.write(note("a"))
 
 
 async def test_the_queue_has_a_limit(store: Store) -> None:
