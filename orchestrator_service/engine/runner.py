@@ -111,22 +111,23 @@ class Runner:
             await self._patiently(partial(self._tools.database.write, fact))
             return
         planned = await self._planned()
+        terms = self._terms(snapshot, planned)
         async with asyncio.TaskGroup() as group:
             while True:
                 self._woken.clear()
                 if self._changed:
                     snapshot = await self._snapshot() or snapshot
-                if not await self._fill(group, snapshot, planned) and not self._at_work:
+                    terms = self._terms(snapshot, planned)
+                if not await self._fill(group, snapshot, terms, planned) and not self._at_work:
                     break
                 await self._woken.wait()
 
-    async def _fill(self, group: asyncio.TaskGroup, snapshot: Snapshot, planned: Planned) -> bool:
+    async def _fill(self, group: asyncio.TaskGroup, snapshot: Snapshot, terms: Terms, planned: Planned) -> bool:
         """Starts conversations up to the concurrency. False where nothing can be started now."""
         if self._stopping or snapshot.state not in (BatchState.QUEUED, BatchState.RUNNING):
             self._halt()
             return self._changed
         self._halted = False
-        terms = self._terms(snapshot, planned)
         while len(self._slots) < snapshot.row["concurrency"]:
             waiting = await self._next()
             # Told to stop meanwhile: what is started now would end at once, be found again, and so on without end.

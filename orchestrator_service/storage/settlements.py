@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, update
 
 from orchestrator_service.domain.batch import BatchState, HoldReason
 from orchestrator_service.domain.conversation import ConversationState, Review
@@ -65,15 +65,13 @@ class Settlement:
     now_us: int
 
 
-_CALL_STATE = Prepared(
-    select(calls.c.state, calls.c.reserved_nanos, calls.c.attempt).where(calls.c.id == bindparam("b_call"))
-)
 _CALL_VERDICT = ("state", "outcome", "cost_nanos", "settled_us")
 _CALL_FACTS = ("stop_reason", "provider_request_id", "http_status", "first_token_s", "duration_s", "error")
 _CALL = Prepared(
     update(calls)
-    .where(calls.c.id == bindparam("b_call"))
+    .where(calls.c.id == bindparam("b_call"), calls.c.state == bindparam("b_state"))
     .values({name: bindparam(f"v_{name}") for name in (*_CALL_VERDICT, *_CALL_FACTS, *USAGE_COLUMNS)})
+    .returning(calls.c.reserved_nanos, calls.c.attempt)
 )
 _ANSWER = Prepared(insert(answers))
 _BATCH = Prepared(
@@ -126,14 +124,18 @@ def settle_call(done: Settlement) -> Fact[BatchState]:
     """The batch's state after it: anything but RUNNING means that no further call may start."""
 
     def fact(tx: Transaction) -> BatchState:
-        call = _CALL_STATE.one(tx.connection, {"b_call": done.call})
-        if call["state"] == CallState.SETTLED:
+        before = CallState.RESERVED
+        call = _write_call(tx, done, before)
+        if call is None:
+            # It was written off before.
+            before = CallState.POSSIBLY_SPENT
+            call = _write_call(tx, done, before)
+        if call is None:
             # Told twice; it counts once.
             return state_of(tx, done.batch)
-        _write_call(tx, done)
         row = _write_conversation(tx, done, attempt=call["attempt"])
         ended = row is not None and not isinstance(done.result, Again)
-        batch = _BATCH.one(tx.connection, _sums(done, call, ended=ended))
+        batch = _BATCH.one(tx.connection, _sums(done, call["reserved_nanos"], before, ended=ended))
         if row is None:
             # The claim was taken back meanwhile; what was paid is in the ledger all the same.
             tx.touch(done.batch)
@@ -162,14 +164,22 @@ def _follow(tx: Transaction, done: Settlement, row: Row, state: BatchState) -> B
     return settle(tx, done.batch, now_us=done.now_us)
 
 
-def _write_call(tx: Transaction, done: Settlement) -> None:
+def _write_call(tx: Transaction, done: Settlement, before: CallState) -> Row | None:
+    """Its reserve and attempt; None where its state is not `before`."""
     state = CallState.POSSIBLY_SPENT if done.possibly_spent else CallState.SETTLED
     values: dict[str, Any] = {f"v_{name}": getattr(done, name) for name in _CALL_FACTS} | _usage(done)
-    values |= {"b_call": done.call, "v_state": state, "v_outcome": done.outcome, "v_settled_us": done.now_us}
+    values |= {
+        "b_call": done.call,
+        "b_state": before,
+        "v_state": state,
+        "v_outcome": done.outcome,
+        "v_settled_us": done.now_us,
+    }
     values["v_cost_nanos"] = None if done.possibly_spent else done.cost_nanos
-    _CALL.all(tx.connection, values)
-    if done.raw:
+    call = _CALL.one_or_none(tx.connection, values)
+    if call is not None and done.raw:
         _ANSWER.all(tx.connection, {"call": done.call, "raw": done.raw})
+    return call
 
 
 def _write_conversation(tx: Transaction, done: Settlement, *, attempt: int) -> Row | None:
@@ -206,11 +216,9 @@ def _usage(done: Settlement) -> dict[str, int]:
     return {f"v_{name}": getattr(usage, name) for name in USAGE_COLUMNS}
 
 
-def _sums(done: Settlement, call: Row, *, ended: bool) -> dict[str, Any]:
+def _sums(done: Settlement, reserve: int, before: CallState, *, ended: bool) -> dict[str, Any]:
     """What the call adds to the batch's sums; one that was written off before comes back as what it was."""
-    reserve: int = call["reserved_nanos"]
-    was_reserved = call["state"] == CallState.RESERVED
-    was_possible = call["state"] == CallState.POSSIBLY_SPENT
+    was_reserved, was_possible = before is CallState.RESERVED, before is CallState.POSSIBLY_SPENT
     answered = isinstance(done.result, Made)
     return {
         "b_id": done.batch,

@@ -81,7 +81,7 @@ class Writer:
         waiting = _Waiting(fact, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._arrived.set()
-        return cast(T, await asyncio.shield(waiting.answer))
+        return cast(T, await waiting.answer)
 
     async def run(self) -> None:
         """Commits what waits until closed and empty."""
