@@ -18,6 +18,8 @@ from storage_fixtures import (
     rows_of,
 )
 
+from orchestrator_service.convert.batch import batch_message
+from orchestrator_service.convert.values import nanos
 from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.domain.ledger import CallOutcome
 from orchestrator_service.storage import batches, recovery
@@ -373,3 +375,13 @@ async def test_the_budget_carries_over_into_a_new_run(store: Store) -> None:
     await store.retry(batch)
     assert isinstance(await store.claim(batch, 1), NotClaimable)
     assert (await store.state(batch), await store.holds(batch)) == ("PAUSED", {"BUDGET"})
+
+
+async def test_a_forecast_after_a_retry_counts_what_was_paid_and_made_before(store: Store) -> None:
+    batch = await store.create({"template": 4})
+    for number in range(1, 5):
+        await store.make(batch, number, QUARANTINED)
+    assert await store.retry(batch, Which(reviews=("QUARANTINED",))) == 4
+    forecast = batch_message(await store.get(batch)).forecast
+    # Four were paid for, and four more will cost as much each.
+    assert nanos(forecast.projected_cost) == 8 * COST
