@@ -17,31 +17,13 @@ from parley.client import BatchClient
 from parley.v1 import batch_pb2, conversation_pb2
 
 from benchmarks.services import Services
+from orchestrator_service.generation.calls import SCHEMA
 
 MODEL = "claude-sonnet-5-5"
 MAX_TOKENS = 8_000
 TIER_SHARES = {"template": 0.45, "scenario": 0.39, "edge_case": 0.16}
 # 12 x 8 x 1,000 combinations: no prompt comes twice in 96,000, so no two calls are alike.
 AXES = {"persona": 12, "emotional_arc": 8, "topic": 1_000}
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "turns": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "role": {"type": "string", "enum": ["user", "assistant"]},
-                    "content": {"type": "string"},
-                },
-                "required": ["role", "content"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["turns"],
-    "additionalProperties": False,
-}
 OBSERVED_MAX_S = 600.0
 POLL_S = 0.2
 

@@ -75,10 +75,11 @@ def settle(tx: Transaction, batch: str, *, now_us: int) -> BatchState:
 
 def hold(tx: Transaction, batch: str, new: NewHold, *, now_us: int) -> BatchState:
     """Adds a hold where the state has a place for one; the same reason twice is one hold."""
-    if state_of(tx, batch) in FINAL or new.reason in hold_reasons(tx, batch):
-        return state_of(tx, batch)
+    state = state_of(tx, batch)
+    if state in FINAL or new.reason in hold_reasons(tx, batch):
+        return state
     detail = {"reason": new.reason, "message": new.message, "created_us": now_us, "clears_us": new.clears_us}
-    if state_of(tx, batch) is not BatchState.CANCELLING:
+    if state is not BatchState.CANCELLING:
         tx.connection.execute(insert(holds), {"batch": batch, "needs_nanos": new.needs_nanos, **detail})
     events.append(tx, batch, "hold_added", detail, now_us=now_us)
     return happen(tx, batch, Event.HOLD, now_us=now_us)

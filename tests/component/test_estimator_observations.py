@@ -110,6 +110,7 @@ async def test_a_bad_observation_names_its_field_and_records_nothing(
 ) -> None:
     bad = quote_pb2.Observation()
     bad.CopyFrom(observed(2))
+    # The parameters name fields, which the stubs know as literals only.
     for name in changes:
         bad.ClearField(name)  # pyright: ignore[reportArgumentType]
     bad.MergeFrom(quote_pb2.Observation(**changes))  # pyright: ignore[reportArgumentType]

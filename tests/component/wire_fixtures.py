@@ -123,7 +123,7 @@ def new_server(settings: ServerSettings, *, answer: Answer = echo, watch: Watch 
     server = Server(settings, service_names=[ESTIMATOR, ORCHESTRATOR])
     estimator = _Estimator(answer)  # pyright: ignore[reportAbstractUsage] - the rest stays UNIMPLEMENTED
     estimator_pb2_grpc.add_BatchEstimatorServicer_to_server(estimator, server.aio)
-    orchestrator = _Orchestrator(watch)  # pyright: ignore[reportAbstractUsage]
+    orchestrator = _Orchestrator(watch)  # pyright: ignore[reportAbstractUsage] - as above
     orchestrator_pb2_grpc.add_BatchOrchestratorServicer_to_server(orchestrator, server.aio)
     return server
 
