@@ -113,23 +113,23 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
     """The same as NORMAL."""
     PRIORITY_LOW: _Priority.ValueType  # 1
-    """After all others."""
+    """A third of a NORMAL batch's share; never nothing."""
     PRIORITY_NORMAL: _Priority.ValueType  # 2
     """The default."""
     PRIORITY_HIGH: _Priority.ValueType  # 3
-    """Before all others."""
+    """Three times a NORMAL batch's share."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """Which batch is served first when several wait for the same limit."""
+    """How the batches of one owner share a limit that several of them wait for. Owners share it evenly among them."""
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """The same as NORMAL."""
 PRIORITY_LOW: Priority.ValueType  # 1
-"""After all others."""
+"""A third of a NORMAL batch's share; never nothing."""
 PRIORITY_NORMAL: Priority.ValueType  # 2
 """The default."""
 PRIORITY_HIGH: Priority.ValueType  # 3
-"""Before all others."""
+"""Three times a NORMAL batch's share."""
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
 class _Execution:
@@ -221,7 +221,7 @@ class _HoldReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldReason
     HOLD_REASON_CHECKPOINT: _HoldReason.ValueType  # 2
     """hold_after conversations were started."""
     HOLD_REASON_BUDGET: _HoldReason.ValueType  # 3
-    """The next call does not fit the budget."""
+    """The next call does not fit the batch's budget, or a daily one; the message says which."""
     HOLD_REASON_STOP_ON_ERROR: _HoldReason.ValueType  # 4
     """A conversation failed for good and the batch stops on errors."""
     HOLD_REASON_PROVIDER_LIMIT: _HoldReason.ValueType  # 5
@@ -241,7 +241,7 @@ HOLD_REASON_USER: HoldReason.ValueType  # 1
 HOLD_REASON_CHECKPOINT: HoldReason.ValueType  # 2
 """hold_after conversations were started."""
 HOLD_REASON_BUDGET: HoldReason.ValueType  # 3
-"""The next call does not fit the budget."""
+"""The next call does not fit the batch's budget, or a daily one; the message says which."""
 HOLD_REASON_STOP_ON_ERROR: HoldReason.ValueType  # 4
 """A conversation failed for good and the batch stops on errors."""
 HOLD_REASON_PROVIDER_LIMIT: HoldReason.ValueType  # 5
@@ -437,6 +437,41 @@ class ConversationSpec(_message.Message):
 Global___ConversationSpec: _TypeAlias = ConversationSpec  # noqa: Y015
 
 @_typing.final
+class CircuitBreaker(_message.Message):
+    """When a batch holds with TOO_MANY_FAILURES, before the rest of its list burns. A conversation counts as failed when it
+    was given up, or kept back by a check. Resume and Retry count anew.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURES_IN_A_ROW_FIELD_NUMBER: _builtins.int
+    FAILURE_SHARE_FIELD_NUMBER: _builtins.int
+    failures_in_a_row: _builtins.int
+    """Holds after this many failed conversations in a row; 10 where absent, 0 for never."""
+    failure_share: _builtins.float
+    """Holds when more than this share of the last 20 conversations failed; 0.5 where absent, 1 for never."""
+    def __init__(
+        self,
+        *,
+        failures_in_a_row: _builtins.int | None = ...,
+        failure_share: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failure_share", b"_failure_share", "_failures_in_a_row", b"_failures_in_a_row", "failure_share", b"failure_share", "failures_in_a_row", b"failures_in_a_row"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failure_share", b"_failure_share", "_failures_in_a_row", b"_failures_in_a_row", "failure_share", b"failure_share", "failures_in_a_row", b"failures_in_a_row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__failure_share: _TypeAlias = _typing.Literal["failure_share"]  # noqa: Y015
+    _WhichOneofArgType__failure_share: _TypeAlias = _typing.Literal["_failure_share", b"_failure_share"]  # noqa: Y015
+    _WhichOneofReturnType__failures_in_a_row: _TypeAlias = _typing.Literal["failures_in_a_row"]  # noqa: Y015
+    _WhichOneofArgType__failures_in_a_row: _TypeAlias = _typing.Literal["_failures_in_a_row", b"_failures_in_a_row"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_share) -> _WhichOneofReturnType__failure_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failures_in_a_row) -> _WhichOneofReturnType__failures_in_a_row | None: ...
+
+Global___CircuitBreaker: _TypeAlias = CircuitBreaker  # noqa: Y015
+
+@_typing.final
 class BatchSpec(_message.Message):
     """What to generate. A YAML spec of the parley command has the same fields."""
 
@@ -482,6 +517,7 @@ class BatchSpec(_message.Message):
     PROMPT_CACHE_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     EFFORT_FIELD_NUMBER: _builtins.int
+    CIRCUIT_BREAKER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people."""
     model: _builtins.str
@@ -536,6 +572,10 @@ class BatchSpec(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For filters and bills: a project, a team, a user of yours."""
 
+    @_builtins.property
+    def circuit_breaker(self) -> Global___CircuitBreaker:
+        """When so many conversations fail that the batch holds."""
+
     def __init__(
         self,
         *,
@@ -559,10 +599,11 @@ class BatchSpec(_message.Message):
         prompt_cache: Global___PromptCache.ValueType = ...,
         max_attempts: _builtins.int = ...,
         effort: _builtins.str = ...,
+        circuit_breaker: Global___CircuitBreaker | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_hold_after", b"_hold_after", "budget", b"budget", "concurrency", b"concurrency", "hold_after", b"hold_after", "shared_parameters", b"shared_parameters", "shared_prompt", b"shared_prompt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_hold_after", b"_hold_after", "budget", b"budget", "circuit_breaker", b"circuit_breaker", "concurrency", b"concurrency", "hold_after", b"hold_after", "shared_parameters", b"shared_parameters", "shared_prompt", b"shared_prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_hold_after", b"_hold_after", "axes", b"axes", "budget", b"budget", "concurrency", b"concurrency", "conversations", b"conversations", "effort", b"effort", "error_mode", b"error_mode", "execution", b"execution", "generation_mode", b"generation_mode", "hold_after", b"hold_after", "labels", b"labels", "max_attempts", b"max_attempts", "model", b"model", "name", b"name", "priority", b"priority", "prompt_cache", b"prompt_cache", "seed", b"seed", "shared_parameters", b"shared_parameters", "shared_prompt", b"shared_prompt", "system_prompt", b"system_prompt", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_hold_after", b"_hold_after", "axes", b"axes", "budget", b"budget", "circuit_breaker", b"circuit_breaker", "concurrency", b"concurrency", "conversations", b"conversations", "effort", b"effort", "error_mode", b"error_mode", "execution", b"execution", "generation_mode", b"generation_mode", "hold_after", b"hold_after", "labels", b"labels", "max_attempts", b"max_attempts", "model", b"model", "name", b"name", "priority", b"priority", "prompt_cache", b"prompt_cache", "seed", b"seed", "shared_parameters", b"shared_parameters", "shared_prompt", b"shared_prompt", "system_prompt", b"system_prompt", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
     _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
@@ -586,6 +627,7 @@ class Hold(_message.Message):
     NEXT_STEP_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     CLEARS_AT_FIELD_NUMBER: _builtins.int
+    NEEDED_BUDGET_FIELD_NUMBER: _builtins.int
     reason: Global___HoldReason.ValueType
     """The reason."""
     message: _builtins.str
@@ -600,6 +642,10 @@ class Hold(_message.Message):
     def clears_at(self) -> _timestamp_pb2.Timestamp:
         """When it clears by itself, where that is known."""
 
+    @_builtins.property
+    def needed_budget(self) -> _money_pb2.Money:
+        """BUDGET of the batch: what the budget must be at least for the next call to fit; absent otherwise."""
+
     def __init__(
         self,
         *,
@@ -608,10 +654,11 @@ class Hold(_message.Message):
         next_step: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         clears_at: _timestamp_pb2.Timestamp | None = ...,
+        needed_budget: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clears_at", b"clears_at", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clears_at", b"clears_at", "create_time", b"create_time", "needed_budget", b"needed_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clears_at", b"clears_at", "create_time", b"create_time", "message", b"message", "next_step", b"next_step", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clears_at", b"clears_at", "create_time", b"create_time", "message", b"message", "needed_budget", b"needed_budget", "next_step", b"next_step", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -731,7 +778,7 @@ class Spend(_message.Message):
 
     @_builtins.property
     def possibly_spent(self) -> _money_pb2.Money:
-        """Worst case of calls whose outcome a crash hid."""
+        """Worst case of calls whose outcome a crash hid; until SettleCall says what they cost."""
 
     @_builtins.property
     def usage(self) -> _conversation_pb2.Usage:
@@ -883,6 +930,7 @@ class Batch(_message.Message):
     LAST_EVENT_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     WAITING_FOR_LIMIT_FIELD_NUMBER: _builtins.int
+    LIMIT_WAIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """batches/{batch}."""
     display_name: _builtins.str
@@ -965,6 +1013,10 @@ class Batch(_message.Message):
     def provider(self) -> Global___ProviderInfo:
         """The server that makes the conversations."""
 
+    @_builtins.property
+    def limit_wait(self) -> _duration_pb2.Duration:
+        """About how long until the limit lets the batch's next call through; absent while none waits."""
+
     def __init__(
         self,
         *,
@@ -996,10 +1048,11 @@ class Batch(_message.Message):
         last_event: _builtins.int = ...,
         provider: Global___ProviderInfo | None = ...,
         waiting_for_limit: _builtins.bool = ...,
+        limit_wait: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_after", b"_hold_after", "budget", b"budget", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "forecast", b"forecast", "hold_after", b"hold_after", "provider", b"provider", "quoted_cost", b"quoted_cost", "quoted_duration", b"quoted_duration", "spend", b"spend", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_after", b"_hold_after", "budget", b"budget", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "forecast", b"forecast", "hold_after", b"hold_after", "limit_wait", b"limit_wait", "provider", b"provider", "quoted_cost", b"quoted_cost", "quoted_duration", b"quoted_duration", "spend", b"spend", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_after", b"_hold_after", "budget", b"budget", "concurrency", b"concurrency", "counts", b"counts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error_mode", b"error_mode", "etag", b"etag", "fingerprint", b"fingerprint", "forecast", b"forecast", "hold_after", b"hold_after", "holds", b"holds", "labels", b"labels", "last_event", b"last_event", "model", b"model", "name", b"name", "owner", b"owner", "priority", b"priority", "provider", b"provider", "quote", b"quote", "quoted_cost", b"quoted_cost", "quoted_duration", b"quoted_duration", "run", b"run", "spend", b"spend", "start_time", b"start_time", "state", b"state", "tiers", b"tiers", "waiting_for_limit", b"waiting_for_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_after", b"_hold_after", "budget", b"budget", "concurrency", b"concurrency", "counts", b"counts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error_mode", b"error_mode", "etag", b"etag", "fingerprint", b"fingerprint", "forecast", b"forecast", "hold_after", b"hold_after", "holds", b"holds", "labels", b"labels", "last_event", b"last_event", "limit_wait", b"limit_wait", "model", b"model", "name", b"name", "owner", b"owner", "priority", b"priority", "provider", b"provider", "quote", b"quote", "quoted_cost", b"quoted_cost", "quoted_duration", b"quoted_duration", "run", b"run", "spend", b"spend", "start_time", b"start_time", "state", b"state", "tiers", b"tiers", "waiting_for_limit", b"waiting_for_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__hold_after: _TypeAlias = _typing.Literal["hold_after"]  # noqa: Y015
     _WhichOneofArgType__hold_after: _TypeAlias = _typing.Literal["_hold_after", b"_hold_after"]  # noqa: Y015
@@ -1200,25 +1253,73 @@ Global___Recovered: _TypeAlias = Recovered  # noqa: Y015
 
 @_typing.final
 class BudgetMark(_message.Message):
-    """Spend crossed a mark of the budget."""
+    """Confirmed and possibly spent money reached a mark of the budget: 80 %."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SHARE_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     share: _builtins.float
     """The share of the budget, 0 to 1."""
+    @_builtins.property
+    def spent(self) -> _money_pb2.Money:
+        """Confirmed and possibly spent."""
+
+    @_builtins.property
+    def budget(self) -> _money_pb2.Money:
+        """The budget then in force."""
+
     def __init__(
         self,
         *,
         share: _builtins.float = ...,
+        spent: _money_pb2.Money | None = ...,
+        budget: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "share", b"share", "spent", b"spent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BudgetMark: _TypeAlias = BudgetMark  # noqa: Y015
+
+@_typing.final
+class CallSettled(_message.Message):
+    """A person said what a possibly spent call cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    call: _builtins.str
+    """batches/{batch}/calls/{id}."""
+    by: _builtins.str
+    """Who said so."""
+    note: _builtins.str
+    """Why, in the person's words."""
+    @_builtins.property
+    def cost(self) -> _money_pb2.Money:
+        """What it cost."""
+
+    def __init__(
+        self,
+        *,
+        call: _builtins.str = ...,
+        cost: _money_pb2.Money | None = ...,
+        by: _builtins.str = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "call", b"call", "cost", b"cost", "note", b"note"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallSettled: _TypeAlias = CallSettled  # noqa: Y015
 
 @_typing.final
 class RatesChanged(_message.Message):
@@ -1259,6 +1360,7 @@ class BatchEvent(_message.Message):
     RECOVERED_FIELD_NUMBER: _builtins.int
     BUDGET_MARK_FIELD_NUMBER: _builtins.int
     RATES_CHANGED_FIELD_NUMBER: _builtins.int
+    CALL_SETTLED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """The number in the batch's log."""
     @_builtins.property
@@ -1301,6 +1403,10 @@ class BatchEvent(_message.Message):
     def rates_changed(self) -> Global___RatesChanged:
         """Prices changed."""
 
+    @_builtins.property
+    def call_settled(self) -> Global___CallSettled:
+        """A possibly spent call was settled by a person."""
+
     def __init__(
         self,
         *,
@@ -1315,12 +1421,13 @@ class BatchEvent(_message.Message):
         recovered: Global___Recovered | None = ...,
         budget_mark: Global___BudgetMark | None = ...,
         rates_changed: Global___RatesChanged | None = ...,
+        call_settled: Global___CallSettled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget_mark", b"budget_mark", "conversation_ended", b"conversation_ended", "conversations_requeued", b"conversations_requeued", "create_time", b"create_time", "detail", b"detail", "hold_added", b"hold_added", "hold_cleared", b"hold_cleared", "rates_changed", b"rates_changed", "recovered", b"recovered", "settings_changed", b"settings_changed", "state_changed", b"state_changed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget_mark", b"budget_mark", "call_settled", b"call_settled", "conversation_ended", b"conversation_ended", "conversations_requeued", b"conversations_requeued", "create_time", b"create_time", "detail", b"detail", "hold_added", b"hold_added", "hold_cleared", b"hold_cleared", "rates_changed", b"rates_changed", "recovered", b"recovered", "settings_changed", b"settings_changed", "state_changed", b"state_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_mark", b"budget_mark", "conversation_ended", b"conversation_ended", "conversations_requeued", b"conversations_requeued", "create_time", b"create_time", "detail", b"detail", "hold_added", b"hold_added", "hold_cleared", b"hold_cleared", "number", b"number", "rates_changed", b"rates_changed", "recovered", b"recovered", "settings_changed", b"settings_changed", "state_changed", b"state_changed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_mark", b"budget_mark", "call_settled", b"call_settled", "conversation_ended", b"conversation_ended", "conversations_requeued", b"conversations_requeued", "create_time", b"create_time", "detail", b"detail", "hold_added", b"hold_added", "hold_cleared", b"hold_cleared", "number", b"number", "rates_changed", b"rates_changed", "recovered", b"recovered", "settings_changed", b"settings_changed", "state_changed", b"state_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["state_changed", "hold_added", "hold_cleared", "conversation_ended", "settings_changed", "conversations_requeued", "recovered", "budget_mark", "rates_changed"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["state_changed", "hold_added", "hold_cleared", "conversation_ended", "settings_changed", "conversations_requeued", "recovered", "budget_mark", "rates_changed", "call_settled"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 

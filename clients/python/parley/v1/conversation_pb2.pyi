@@ -272,7 +272,7 @@ class _CallStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CallState.V
     CALL_STATE_SETTLED: _CallState.ValueType  # 2
     """Answered; the cost is the provider's own usage times the rate card."""
     CALL_STATE_POSSIBLY_SPENT: _CallState.ValueType  # 3
-    """A crash or a cut connection hid the outcome; counts at its reserve until settled."""
+    """A crash or a cut connection hid the outcome; counts at its reserve until a person settles it (SettleCall)."""
 
 class CallState(_CallState, metaclass=_CallStateEnumTypeWrapper):
     """What is known of a call's money."""
@@ -284,7 +284,7 @@ CALL_STATE_RESERVED: CallState.ValueType  # 1
 CALL_STATE_SETTLED: CallState.ValueType  # 2
 """Answered; the cost is the provider's own usage times the rate card."""
 CALL_STATE_POSSIBLY_SPENT: CallState.ValueType  # 3
-"""A crash or a cut connection hid the outcome; counts at its reserve until settled."""
+"""A crash or a cut connection hid the outcome; counts at its reserve until a person settles it (SettleCall)."""
 Global___CallState: _TypeAlias = CallState  # noqa: Y015
 
 class _CallOutcome:
@@ -623,6 +623,8 @@ class Call(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     SETTLE_TIME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    SETTLED_BY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """batches/{batch}/calls/{id}."""
     conversation: _builtins.int
@@ -649,6 +651,10 @@ class Call(_message.Message):
     """sha256 (hex) of the prompt that was sent."""
     error: _builtins.str
     """What went wrong, in one sentence."""
+    settled_by: _builtins.str
+    """Who settled it by SettleCall; empty where the provider's answer did."""
+    note: _builtins.str
+    """The note given with SettleCall."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens, as the provider told."""
@@ -700,10 +706,12 @@ class Call(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         settle_time: _timestamp_pb2.Timestamp | None = ...,
         error: _builtins.str = ...,
+        settled_by: _builtins.str = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "create_time", b"create_time", "duration", b"duration", "first_token_delay", b"first_token_delay", "reserved_cost", b"reserved_cost", "settle_time", b"settle_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conversation", b"conversation", "cost", b"cost", "create_time", b"create_time", "duration", b"duration", "error", b"error", "first_token_delay", b"first_token_delay", "http_status", b"http_status", "model", b"model", "name", b"name", "outcome", b"outcome", "prompt_sha256", b"prompt_sha256", "provider_request_id", b"provider_request_id", "purpose", b"purpose", "rate_version", b"rate_version", "reserved_cost", b"reserved_cost", "settle_time", b"settle_time", "state", b"state", "stop_reason", b"stop_reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conversation", b"conversation", "cost", b"cost", "create_time", b"create_time", "duration", b"duration", "error", b"error", "first_token_delay", b"first_token_delay", "http_status", b"http_status", "model", b"model", "name", b"name", "note", b"note", "outcome", b"outcome", "prompt_sha256", b"prompt_sha256", "provider_request_id", b"provider_request_id", "purpose", b"purpose", "rate_version", b"rate_version", "reserved_cost", b"reserved_cost", "settle_time", b"settle_time", "settled_by", b"settled_by", "state", b"state", "stop_reason", b"stop_reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1150,6 +1150,38 @@ class ListCallsResponse(_message.Message):
 Global___ListCallsResponse: _TypeAlias = ListCallsResponse  # noqa: Y015
 
 @_typing.final
+class SettleCallRequest(_message.Message):
+    """Says what a possibly spent call cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """batches/{batch}/calls/{id}."""
+    note: _builtins.str
+    """Why, for those who read the ledger later."""
+    @_builtins.property
+    def cost(self) -> _money_pb2.Money:
+        """What it cost; absent: nothing was billed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        cost: _money_pb2.Money | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "name", b"name", "note", b"note"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleCallRequest: _TypeAlias = SettleCallRequest  # noqa: Y015
+
+@_typing.final
 class DatasetSplit(_message.Message):
     """How to split a dataset. Shares must sum to at most 1; the rest is train."""
 
@@ -1477,6 +1509,7 @@ class GetSpendResponse(_message.Message):
 
     ROWS_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    DAILY_BUDGETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpendRow]:
         """By keys, ascending."""
@@ -1485,19 +1518,64 @@ class GetSpendResponse(_message.Message):
     def total(self) -> _batch_pb2.Spend:
         """All rows together."""
 
+    @_builtins.property
+    def daily_budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DailyBudget]:
+        """The daily budgets of this server that hold for the caller, or for the owner asked for; of today alone."""
+
     def __init__(
         self,
         *,
         rows: _abc.Iterable[Global___SpendRow] | None = ...,
         total: _batch_pb2.Spend | None = ...,
+        daily_budgets: _abc.Iterable[Global___DailyBudget] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["daily_budgets", b"daily_budgets", "rows", b"rows", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSpendResponse: _TypeAlias = GetSpendResponse  # noqa: Y015
+
+@_typing.final
+class DailyBudget(_message.Message):
+    """A budget of one UTC day: an owner's, or the whole server's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Whose it is; empty for the server's."""
+    @_builtins.property
+    def budget(self) -> _money_pb2.Money:
+        """The most that may be spent a day."""
+
+    @_builtins.property
+    def committed(self) -> _money_pb2.Money:
+        """Confirmed, possibly spent and reserved today."""
+
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp:
+        """When the next day begins."""
+
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+        budget: _money_pb2.Money | None = ...,
+        committed: _money_pb2.Money | None = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "committed", b"committed", "resets_at", b"resets_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "committed", b"committed", "owner", b"owner", "resets_at", b"resets_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DailyBudget: _TypeAlias = DailyBudget  # noqa: Y015
 
 @_typing.final
 class CheckProviderRequest(_message.Message):

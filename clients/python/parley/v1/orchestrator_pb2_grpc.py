@@ -117,6 +117,11 @@ class BatchOrchestratorStub:
                 request_serializer=parley_dot_v1_dot_orchestrator__pb2.ListCallsRequest.SerializeToString,
                 response_deserializer=parley_dot_v1_dot_orchestrator__pb2.ListCallsResponse.FromString,
                 _registered_method=True)
+        self.SettleCall = channel.unary_unary(
+                '/parley.v1.BatchOrchestrator/SettleCall',
+                request_serializer=parley_dot_v1_dot_orchestrator__pb2.SettleCallRequest.SerializeToString,
+                response_deserializer=parley_dot_v1_dot_conversation__pb2.Call.FromString,
+                _registered_method=True)
         self.ExportDataset = channel.unary_stream(
                 '/parley.v1.BatchOrchestrator/ExportDataset',
                 request_serializer=parley_dot_v1_dot_orchestrator__pb2.ExportDatasetRequest.SerializeToString,
@@ -259,6 +264,14 @@ class BatchOrchestratorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SettleCall(self, request, context):
+        """Says what a possibly spent call cost, as the provider's console or bill shows it; nothing where it was not billed.
+        The same cost twice is one. Errors: BATCH_NOT_FOUND, CALL_NOT_FOUND, STATE_FORBIDS (the call is not possibly spent).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportDataset(self, request, context):
         """Streams dataset files: for each a header, its bytes, a footer with sha256. Same batches, same bytes.
         Errors: BATCH_NOT_FOUND, NOT_BUILT (format).
@@ -268,7 +281,8 @@ class BatchOrchestratorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSpend(self, request, context):
-        """Sums the ledger by day, owner, label, model or batch, deleted batches included.
+        """Sums the ledger by day, owner, label, model or batch, deleted batches included; and how far the daily budgets are
+        used that hold for the caller's batches.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -364,6 +378,11 @@ def add_BatchOrchestratorServicer_to_server(servicer, server):
                     servicer.ListCalls,
                     request_deserializer=parley_dot_v1_dot_orchestrator__pb2.ListCallsRequest.FromString,
                     response_serializer=parley_dot_v1_dot_orchestrator__pb2.ListCallsResponse.SerializeToString,
+            ),
+            'SettleCall': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleCall,
+                    request_deserializer=parley_dot_v1_dot_orchestrator__pb2.SettleCallRequest.FromString,
+                    response_serializer=parley_dot_v1_dot_conversation__pb2.Call.SerializeToString,
             ),
             'ExportDataset': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportDataset,
@@ -814,6 +833,33 @@ class BatchOrchestrator:
             '/parley.v1.BatchOrchestrator/ListCalls',
             parley_dot_v1_dot_orchestrator__pb2.ListCallsRequest.SerializeToString,
             parley_dot_v1_dot_orchestrator__pb2.ListCallsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.v1.BatchOrchestrator/SettleCall',
+            parley_dot_v1_dot_orchestrator__pb2.SettleCallRequest.SerializeToString,
+            parley_dot_v1_dot_conversation__pb2.Call.FromString,
             options,
             channel_credentials,
             insecure,

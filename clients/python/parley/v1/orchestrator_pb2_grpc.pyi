@@ -65,12 +65,18 @@ class BatchOrchestratorStub:
     """Lists the conversations of a batch by number. Errors: BATCH_NOT_FOUND, TOKEN_STALE."""
     ListCalls: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListCallsRequest, _orchestrator_pb2.ListCallsResponse]
     """Lists the ledger of a batch, oldest first. Errors: BATCH_NOT_FOUND, TOKEN_STALE."""
+    SettleCall: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.SettleCallRequest, _conversation_pb2.Call]
+    """Says what a possibly spent call cost, as the provider's console or bill shows it; nothing where it was not billed.
+    The same cost twice is one. Errors: BATCH_NOT_FOUND, CALL_NOT_FOUND, STATE_FORBIDS (the call is not possibly spent).
+    """
     ExportDataset: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.ExportDatasetRequest, _orchestrator_pb2.ExportDatasetResponse]
     """Streams dataset files: for each a header, its bytes, a footer with sha256. Same batches, same bytes.
     Errors: BATCH_NOT_FOUND, NOT_BUILT (format).
     """
     GetSpend: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetSpendRequest, _orchestrator_pb2.GetSpendResponse]
-    """Sums the ledger by day, owner, label, model or batch, deleted batches included."""
+    """Sums the ledger by day, owner, label, model or batch, deleted batches included; and how far the daily budgets are
+    used that hold for the caller's batches.
+    """
     CheckProvider: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CheckProviderRequest, _orchestrator_pb2.CheckProviderResponse]
     """Proves key, model and limits with one call of a few tokens (under a cent), journalled as PREFLIGHT.
     Errors: PROVIDER_UNAVAILABLE, PROVIDER_REFUSED.
@@ -223,6 +229,16 @@ class BatchOrchestratorServicer(metaclass=_abc_1.ABCMeta):
         """Lists the ledger of a batch, oldest first. Errors: BATCH_NOT_FOUND, TOKEN_STALE."""
 
     @_abc_1.abstractmethod
+    def SettleCall(
+        self,
+        request: _orchestrator_pb2.SettleCallRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.SettleCallRequest, _abc.Awaitable[_conversation_pb2.Call]],
+    ) -> _abc.Awaitable[_conversation_pb2.Call]:
+        """Says what a possibly spent call cost, as the provider's console or bill shows it; nothing where it was not billed.
+        The same cost twice is one. Errors: BATCH_NOT_FOUND, CALL_NOT_FOUND, STATE_FORBIDS (the call is not possibly spent).
+        """
+
+    @_abc_1.abstractmethod
     def ExportDataset(
         self,
         request: _orchestrator_pb2.ExportDatasetRequest,
@@ -238,7 +254,9 @@ class BatchOrchestratorServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.GetSpendRequest,
         context: _aio.ServicerContext[_orchestrator_pb2.GetSpendRequest, _abc.Awaitable[_orchestrator_pb2.GetSpendResponse]],
     ) -> _abc.Awaitable[_orchestrator_pb2.GetSpendResponse]:
-        """Sums the ledger by day, owner, label, model or batch, deleted batches included."""
+        """Sums the ledger by day, owner, label, model or batch, deleted batches included; and how far the daily budgets are
+        used that hold for the caller's batches.
+        """
 
     @_abc_1.abstractmethod
     def CheckProvider(

@@ -66,6 +66,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """No batch of this name is visible to the caller."""
     REASON_CONVERSATION_NOT_FOUND: _Reason.ValueType  # 31
     """The batch has no conversation of this number."""
+    REASON_CALL_NOT_FOUND: _Reason.ValueType  # 33
+    """There is no such call in the ledger of the batch."""
     REASON_QUOTE_NOT_FOUND: _Reason.ValueType  # 32
     """The estimator has no quote of this name."""
     REASON_REQUEST_ID_REUSED: _Reason.ValueType  # 40
@@ -145,6 +147,8 @@ REASON_BATCH_NOT_FOUND: Reason.ValueType  # 30
 """No batch of this name is visible to the caller."""
 REASON_CONVERSATION_NOT_FOUND: Reason.ValueType  # 31
 """The batch has no conversation of this number."""
+REASON_CALL_NOT_FOUND: Reason.ValueType  # 33
+"""There is no such call in the ledger of the batch."""
 REASON_QUOTE_NOT_FOUND: Reason.ValueType  # 32
 """The estimator has no quote of this name."""
 REASON_REQUEST_ID_REUSED: Reason.ValueType  # 40
