@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 
 from orchestrator_service.domain.batch import BatchState, HoldReason
+from orchestrator_service.domain.budget import BudgetScope
 from orchestrator_service.domain.conversation import ConversationState, Review
 from orchestrator_service.domain.ledger import CallOutcome, CallPurpose, CallState
 
@@ -90,6 +91,8 @@ batches = Table(
     _amount("possibly_spent_nanos"),
     _amount("calls_settled"),
     _amount("calls_possibly_spent"),
+    # How the last 20 conversations ended, as bits behind a leading one; begun anew by Resume and Retry.
+    Column("recent_ends", Integer, nullable=False, server_default="1"),
     # Over all runs, as the money is: conversations that ended, those that were answered, and the seconds that took.
     _amount("made"),
     _amount("answered"),
@@ -156,9 +159,11 @@ holds = Table(
     Column("message", Text, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("clears_us", BigInteger),
-    # BUDGET: what the budget must be at least for the next call to fit.
+    # BUDGET: whose budget it is, and what it must be at least for the next call to fit.
+    Column("scope", String(12), nullable=False, server_default="BATCH"),
     Column("needs_nanos", BigInteger),
     _one_of("reason", HoldReason),
+    _one_of("scope", BudgetScope),
 )
 
 conversations = Table(
@@ -230,6 +235,9 @@ calls = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("settled_us", BigInteger),
     Column("error", Text, nullable=False, server_default=""),
+    # SettleCall: who said what it cost, and why.
+    Column("settled_by", String(200), nullable=False, server_default=""),
+    Column("note", Text, nullable=False, server_default=""),
     # Whether the estimator has it.
     Column("observed", Boolean, nullable=False, server_default="0"),
     _one_of("purpose", CallPurpose),
@@ -252,6 +260,30 @@ Index(
     calls.c.id,
     sqlite_where=calls.c.observed.is_(False) & (calls.c.state == "SETTLED"),
     postgresql_where=calls.c.observed.is_(False) & (calls.c.state == "SETTLED"),
+)
+
+daily_spend = Table(
+    "daily_spend",
+    metadata,
+    # Days since 1970, UTC, by the call's journalling; the owner of its batch, or nobody for a preflight.
+    Column("day", Integer, primary_key=True),
+    Column("owner", String(200), primary_key=True),
+    _amount("confirmed_nanos"),
+    _amount("reserved_nanos"),
+    _amount("possibly_spent_nanos"),
+    CheckConstraint(
+        "confirmed_nanos >= 0 AND reserved_nanos >= 0 AND possibly_spent_nanos >= 0", name="money_not_negative"
+    ),
+)
+
+# The prices that calls were priced by: what a version of the rate card says of a model never changes.
+rates = Table(
+    "rates",
+    metadata,
+    Column("version", String(64), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    # As in batches.rate.
+    Column("rate", Text, nullable=False),
 )
 
 answers = Table(
