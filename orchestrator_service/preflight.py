@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.struct_pb2 import Struct
 from parley.v1 import batch_pb2, orchestrator_pb2, quote_pb2
 
+from orchestrator_service.convert.rate import rate_to_json
 from orchestrator_service.convert.values import money
 from orchestrator_service.creation import Creation
 from orchestrator_service.domain.errors import ParleyError
@@ -12,6 +13,7 @@ from orchestrator_service.domain.ledger import FREE, CallOutcome, Usage, cost_na
 from orchestrator_service.domain.retry import FailureKind
 from orchestrator_service.generation.claude import CallFailure, Probe
 from orchestrator_service.storage.ledger import Preflight, journal_preflight
+from orchestrator_service.storage.rates import PricedAt
 
 UNREACHABLE = (FailureKind.CONNECTION_LOST, FailureKind.TIMEOUT, FailureKind.SERVER_ERROR, FailureKind.OVERLOADED)
 
@@ -21,14 +23,15 @@ async def check_provider(creation: Creation, *, model: str) -> orchestrator_pb2.
     asked = model or creation.limits.default_model
     probe = await creation.provider.probe(asked)
     card = await creation.estimator.rates()
-    rate = (card.rates.get(asked) if card else None) or FREE
-    cost = cost_nanos(probe.usage, rate) if probe.usage else 0
+    rate = card.rates.get(asked) if card else None
+    priced = rate_to_json(rate)
+    cost = cost_nanos(probe.usage, rate or FREE) if probe.usage else 0
     call = Preflight(
         model=asked,
         outcome=CallOutcome.ANSWERED if probe.ok else CallOutcome.PROVIDER_ERROR,
         usage=probe.usage or Usage(),
         cost_nanos=cost,
-        rate_version=card.version if card else "",
+        priced=PricedAt(version=card.version, rate=priced) if card and priced else None,
         duration_s=probe.duration_s,
         error=probe.failure.message if probe.failure else "",
         now_us=creation.clock.now_us(),

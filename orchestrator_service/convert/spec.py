@@ -10,6 +10,7 @@ from google.type.money_pb2 import Money
 from parley.v1 import batch_pb2
 
 from orchestrator_service.convert.values import NANOS, nanos, word_of
+from orchestrator_service.domain.breaker import Breaker
 from orchestrator_service.domain.errors import InvalidRequest
 from orchestrator_service.domain.spec import Axis, AxisValue, Exchanges, Listed, Parameters, Spec, Tier
 
@@ -45,6 +46,16 @@ def spec_of(spec: batch_pb2.BatchSpec, *, default_model: str) -> Spec:
         prompt_cache=_CACHES[word_of(batch_pb2.PromptCache.DESCRIPTOR, spec.prompt_cache)],
         max_attempts=spec.max_attempts or DEFAULT_ATTEMPTS,
         effort=spec.effort,
+        breaker=_breaker(spec.circuit_breaker),
+    )
+
+
+def _breaker(told: batch_pb2.CircuitBreaker) -> Breaker:
+    otherwise = Breaker()
+    in_a_row, share = told.HasField("failures_in_a_row"), told.HasField("failure_share")
+    return Breaker(
+        failures_in_a_row=told.failures_in_a_row if in_a_row else otherwise.failures_in_a_row,
+        failure_share=told.failure_share if share else otherwise.failure_share,
     )
 
 

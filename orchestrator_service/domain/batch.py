@@ -110,11 +110,11 @@ _RETRY_AFTER_END = "It has ended; Retry makes failed conversations again."
 NEXT_STEPS = {
     HoldReason.USER: "Resume goes on.",
     HoldReason.CHECKPOINT: "Read what was made; Resume goes on with the rest, a higher hold_after with so many more.",
-    HoldReason.BUDGET: "Raise the budget; the batch then goes on by itself.",
+    HoldReason.BUDGET: "Raise the budget that the message names; the batch then goes on by itself.",
     HoldReason.STOP_ON_ERROR: "Look at the failed conversation; Resume goes on with the others.",
     HoldReason.PROVIDER_LIMIT: "Raise the limit or add credit at the provider, then Resume.",
     HoldReason.CREDENTIALS: "Correct ANTHROPIC_API_KEY or the model (`parley check` proves them), then Resume.",
-    HoldReason.TOO_MANY_FAILURES: "Look at the failures; Resume goes on, Cancel gives up.",
+    HoldReason.TOO_MANY_FAILURES: "Look at the failures; Resume counts them anew and goes on, Cancel gives up.",
 }
 
 
@@ -143,13 +143,6 @@ def verdict(*, total: int, deliverable: int) -> BatchState:
     if deliverable == total:
         return BatchState.SUCCEEDED
     return BatchState.PARTIALLY_SUCCEEDED if deliverable else BatchState.FAILED
-
-
-def budget_hold_message(*, budget_nanos: int, committed_nanos: int, next_nanos: int) -> str:
-    return (
-        f"The budget is ${budget_nanos / 1e9:.2f}; ${committed_nanos / 1e9:.4f} is spent or may be, and the next call "
-        f"may cost up to ${next_nanos / 1e9:.4f}."
-    )
 
 
 def checkpoint_message(hold_after: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -18,6 +18,8 @@ class FailureKind(StrEnum):
     RATE_LIMITED = "RATE_LIMITED"
     # 529: the provider has no capacity.
     OVERLOADED = "OVERLOADED"
+    # Answered 200 with a body that is no message of the API.
+    UNREADABLE = "UNREADABLE"
     # Answered, and not in the asked-for form.
     MALFORMED = "MALFORMED"
     # The answer reached max_tokens.
@@ -76,6 +78,8 @@ class HoldBatch:
     reason: str
     message: str
     next_step: str
+    # Until it clears by itself, where the provider says so.
+    clears_after_s: float | None = None
 
 
 Decision = RetryAfter | GiveUp | HoldBatch
@@ -100,8 +104,12 @@ RULES: Mapping[FailureKind, _Again | GiveUp | HoldBatch] = {
     FailureKind.TIMEOUT: _Again(reason="TIMEOUT", message="No answer came within the deadline"),
     FailureKind.RATE_LIMITED: _Again(reason="PROVIDER_ERROR", message="The rate limit was reached", counts=False),
     FailureKind.OVERLOADED: _Again(reason="PROVIDER_ERROR", message="The provider was overloaded", counts=False),
+    FailureKind.UNREADABLE: _Again(reason="PROVIDER_ERROR", message="The provider's answer could not be read"),
     FailureKind.MALFORMED: _Again(
-        reason="MALFORMED", message="The answer was not the asked-for JSON", change=Change.STRICTER
+        reason="MALFORMED",
+        message="The answer was not the asked-for JSON",
+        change=Change.STRICTER,
+        unchanged_too=False,
     ),
     FailureKind.CUT: _Again(
         reason="MAX_TOKENS",
@@ -144,7 +152,9 @@ def decide(
     was_changed: whether an earlier attempt carried this kind's change. rng: a number in [0, 1).
     """
     rule = RULES[kind]
-    if not isinstance(rule, _Again):
+    if isinstance(rule, HoldBatch):
+        return replace(rule, clears_after_s=_clears_after_s(kind, server_delay_s))
+    if isinstance(rule, GiveUp):
         return rule
     if rule.counts and attempt >= policy.max_attempts:
         return GiveUp(reason=rule.reason, message=f"{rule.message}, attempt after attempt ({attempt}).")
@@ -154,7 +164,7 @@ def decide(
         # The provider is well: it answered. Only the answer has to be another.
         return RetryAfter(delay_s=0.0, counts=True, change=rule.change)
     if not rule.unchanged_too:
-        return GiveUp(reason=rule.reason, message=f"{rule.message}, also with more of them.")
+        return GiveUp(reason=rule.reason, message=f"{rule.message}, also when asked differently.")
     nth = attempt if rule.counts else waits + 1
     return RetryAfter(delay_s=_delay_s(policy, nth=nth, server_delay_s=server_delay_s, rng=rng), counts=rule.counts)
 
@@ -164,6 +174,11 @@ def deadline_s(
 ) -> float:
     """How long a call may take: time for the first token, and all of max_tokens at a slow model's speed."""
     return max(floor_s, (wait_s + max_tokens / tokens_per_s) / speed_up)
+
+
+def _clears_after_s(kind: FailureKind, server_delay_s: float | None) -> float | None:
+    """A spend limit ends at the time that the provider tells; a refused key never does by itself."""
+    return server_delay_s if kind is FailureKind.PROVIDER_LIMIT else None
 
 
 def _delay_s(policy: Policy, *, nth: int, server_delay_s: float | None, rng: Callable[[], float]) -> float:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from orchestrator_service.domain.breaker import Breaker
+
 ParameterValue: TypeAlias = "str | float | int | bool | list[ParameterValue] | dict[str, ParameterValue] | None"
 Parameters: TypeAlias = Mapping[str, ParameterValue]
 
@@ -93,6 +95,7 @@ class Spec:
     prompt_cache: str = "off"
     max_attempts: int = 5
     effort: str = ""
+    breaker: Breaker = Breaker()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, delete,
 from orchestrator_service.domain.batch import ACTIVE, BatchState
 from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.storage import events, requests
+from orchestrator_service.storage.rates import PricedAt, keep_rate
 from orchestrator_service.storage.requests import Request
 from orchestrator_service.storage.tables import batches, conversations, holds, labels, specs, tiers
 from orchestrator_service.storage.writer import Fact, Transaction
@@ -124,6 +125,8 @@ def prepare(new: NewBatch) -> Fact[None]:
     def fact(tx: Transaction) -> None:
         tx.connection.execute(insert(batches), {"id": new.id, "state": BatchState.PREPARING, "run": 1, **new.values})
         tx.connection.execute(insert(specs), {"batch": new.id, "spec": new.spec})
+        if new.values.get("rate") is not None:
+            keep_rate(tx, new.values["model"], PricedAt(version=new.values["rate_version"], rate=new.values["rate"]))
         rows = [
             {"batch": new.id, "tier": tier, "position": position, "total": total, "pending": total}
             for position, (tier, total) in enumerate(new.totals.items())

@@ -7,15 +7,11 @@ from typing import Any
 
 from sqlalchemy import bindparam, insert, select, update
 
-from orchestrator_service.domain.batch import (
-    BatchState,
-    Event,
-    HoldReason,
-    budget_hold_message,
-    checkpoint_message,
-)
+from orchestrator_service.domain.batch import BatchState, Event, HoldReason, checkpoint_message
+from orchestrator_service.domain.budget import DailyBudgets, Fits, WaitForSettlement
 from orchestrator_service.domain.conversation import ConversationState
 from orchestrator_service.domain.ledger import CallPurpose, CallState
+from orchestrator_service.storage import budgets
 from orchestrator_service.storage.prepared import Prepared, Row
 from orchestrator_service.storage.tables import batches, calls, conversations, tiers
 from orchestrator_service.storage.transitions import NewHold, happen, hold
@@ -32,6 +28,7 @@ class Claim:
     max_tokens: int
     # The most that the call can cost; 0 where no price is known.
     reserve_nanos: int
+    daily: DailyBudgets = budgets.NO_LIMITS
     now_us: int
 
 
@@ -47,15 +44,11 @@ class NotClaimable:
     """Somebody was first, a hold exists, or the batch is not ours any more: start nothing."""
 
 
-@dataclass(frozen=True)
-class WaitForSettlement:
-    """The reserve does not fit the budget while calls are in flight: when they settle it may."""
-
-
 _BATCH = Prepared(
     select(
         batches.c.state,
         batches.c.epoch,
+        batches.c.owner,
         batches.c.model,
         batches.c.rate_version,
         batches.c.hold_after,
@@ -127,16 +120,15 @@ def _checkpoint(tx: Transaction, batch: Row, wanted: Claim) -> NotClaimable | No
 
 def _budget(tx: Transaction, batch: Row, wanted: Claim) -> NotClaimable | WaitForSettlement | None:
     """Holds only when nothing in flight could still free a part of its reserve."""
-    budget: int | None = batch["budget_nanos"]
-    committed: int = batch["confirmed_nanos"] + batch["possibly_spent_nanos"]
-    if budget is None or committed + batch["reserved_nanos"] + wanted.reserve_nanos <= budget:
-        return None
-    if batch["reserved_nanos"]:
-        return WaitForSettlement()
-    message = budget_hold_message(budget_nanos=budget, committed_nanos=committed, next_nanos=wanted.reserve_nanos)
-    needs = committed + wanted.reserve_nanos
-    hold(tx, wanted.batch, NewHold(HoldReason.BUDGET, message, needs_nanos=needs), now_us=wanted.now_us)
-    return NotClaimable()
+    verdict = budgets.next_call(tx, batch, next_nanos=wanted.reserve_nanos, daily=wanted.daily, now_us=wanted.now_us)
+    match verdict:
+        case Fits():
+            return None
+        case WaitForSettlement():
+            return verdict
+        case over:
+            hold(tx, wanted.batch, budgets.hold_of(over, now_us=wanted.now_us), now_us=wanted.now_us)
+            return NotClaimable()
 
 
 def _take(tx: Transaction, batch: Row, wanted: Claim) -> Claimed | NotClaimable:
@@ -147,6 +139,7 @@ def _take(tx: Transaction, batch: Row, wanted: Claim) -> Claimed | NotClaimable:
     _TIER.all(tx.connection, {"b_id": wanted.batch, "b_tier": row["tier"]})
     first = int(row["attempts"] == 1)
     _RESERVE.all(tx.connection, {"b_id": wanted.batch, "b_reserve": wanted.reserve_nanos, "b_first": first})
+    budgets.add(tx, owner=batch["owner"], time_us=wanted.now_us, reserved_nanos=wanted.reserve_nanos)
     call = _CALL.one(tx.connection, _journal(batch, wanted, row))["id"]
     if batch["state"] == BatchState.QUEUED:
         started = update(batches).where(batches.c.id == wanted.batch, batches.c.started_us.is_(None))

@@ -20,6 +20,8 @@ from sqlalchemy import (
 )
 
 from orchestrator_service.domain.ledger import CallOutcome, CallPurpose, CallState, Usage
+from orchestrator_service.storage import budgets
+from orchestrator_service.storage.rates import PricedAt, keep_rate
 from orchestrator_service.storage.tables import USAGE_COLUMNS, batches, calls, labels
 from orchestrator_service.storage.writer import Fact, Transaction
 
@@ -50,7 +52,8 @@ class Preflight:
     outcome: CallOutcome
     usage: Usage
     cost_nanos: int
-    rate_version: str
+    # None where no price is known.
+    priced: PricedAt | None
     duration_s: float
     error: str
     now_us: int
@@ -107,7 +110,7 @@ def journal_preflight(call: Preflight) -> Fact[None]:
             "prompt_sha256": "",
             "max_tokens": 0,
             "cost_nanos": call.cost_nanos,
-            "rate_version": call.rate_version,
+            "rate_version": call.priced.version if call.priced else "",
             "duration_s": call.duration_s,
             "created_us": call.now_us,
             "settled_us": call.now_us,
@@ -116,6 +119,10 @@ def journal_preflight(call: Preflight) -> Fact[None]:
         }
         usage = {name: getattr(call.usage, name) for name in USAGE_COLUMNS}
         tx.connection.execute(insert(calls), row | usage)
+        if call.priced is not None:
+            keep_rate(tx, call.model, call.priced)
+        # It belongs to no batch, so to no owner; the server's day has it.
+        budgets.add(tx, owner="", time_us=call.now_us, confirmed_nanos=call.cost_nanos)
 
     return fact
 

@@ -1,11 +1,21 @@
-"""The last known rates, for batches that run unquoted while the estimator is away."""
+"""Prices: the last known card, for batches that run unquoted, and what each version said of a model, for the ledger."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from dataclasses import dataclass
 
-from orchestrator_service.storage.tables import store
+from sqlalchemy import Connection, insert, select, update
+
+from orchestrator_service.storage.tables import rates, store
 from orchestrator_service.storage.writer import Fact, Transaction
+
+
+@dataclass(frozen=True, kw_only=True)
+class PricedAt:
+    """What a version of the rate card says of one model; the rate as batches.rate has it."""
+
+    version: str
+    rate: str
 
 
 def kept_rate_card(connection: Connection) -> str | None:
@@ -20,3 +30,11 @@ def keep_rate_card(card: str) -> Fact[None]:
         tx.connection.execute(update(store).where(store.c.id == 1, differs).values(rate_card=card))
 
     return fact
+
+
+def keep_rate(tx: Transaction, model: str, priced: PricedAt) -> None:
+    """A call names the version that priced it: what the version says must be there as long as the call is."""
+    known = select(rates.c.model).where(rates.c.version == priced.version, rates.c.model == model)
+    if tx.connection.execute(known).one_or_none() is None:
+        row = {"version": priced.version, "model": model, "rate": priced.rate}
+        tx.connection.execute(insert(rates), row)

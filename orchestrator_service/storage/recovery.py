@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, select, update
 
 from orchestrator_service.domain.batch import ACTIVE, BatchState, Event
 from orchestrator_service.domain.conversation import ConversationState
 from orchestrator_service.domain.ledger import CallOutcome, CallState
-from orchestrator_service.storage import events
+from orchestrator_service.storage import budgets, events
 from orchestrator_service.storage.tables import batches, calls, conversations, tiers
 from orchestrator_service.storage.transitions import happen
 from orchestrator_service.storage.writer import Fact, Transaction
@@ -52,9 +52,8 @@ def _recover_batch(tx: Transaction, batch: str, *, now_us: int) -> None:
 
 def _write_off_calls(tx: Transaction, batch: str, *, now_us: int) -> int:
     open_calls = (calls.c.batch == batch, calls.c.state == CallState.RESERVED)
-    totals = select(func.count(), func.coalesce(func.sum(calls.c.reserved_nanos), 0)).where(*open_calls)
-    count, reserved = tx.connection.execute(totals).one()
-    if not count:
+    found = tx.connection.execute(select(calls.c.created_us, calls.c.reserved_nanos).where(*open_calls)).all()
+    if not found:
         return 0
     values = {
         "state": CallState.POSSIBLY_SPENT,
@@ -63,13 +62,19 @@ def _write_off_calls(tx: Transaction, batch: str, *, now_us: int) -> int:
         "error": "The orchestrator ended before the answer came.",
     }
     tx.connection.execute(update(calls).where(*open_calls).values(values))
+    reserved = sum(nanos for _, nanos in found)
     moved = {
         "reserved_nanos": batches.c.reserved_nanos - reserved,
         "possibly_spent_nanos": batches.c.possibly_spent_nanos + reserved,
-        "calls_possibly_spent": batches.c.calls_possibly_spent + count,
+        "calls_possibly_spent": batches.c.calls_possibly_spent + len(found),
     }
-    tx.connection.execute(update(batches).where(batches.c.id == batch).values(moved))
-    return count
+    statement = update(batches).where(batches.c.id == batch).values(moved).returning(*batches.c)
+    row = tx.connection.execute(statement).mappings().one()
+    for created_us, nanos in found:
+        budgets.add(tx, owner=row["owner"], time_us=created_us, reserved_nanos=-nanos, possibly_spent_nanos=nanos)
+    before_nanos = row["confirmed_nanos"] + row["possibly_spent_nanos"] - reserved
+    budgets.note_mark(tx, row, before_nanos=before_nanos, now_us=now_us)
+    return len(found)
 
 
 def _put_back_rows(tx: Transaction, batch: str) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, update
+from sqlalchemy import bindparam, case, delete, insert, update
 
 from orchestrator_service.domain.batch import BatchState, HoldReason
+from orchestrator_service.domain.breaker import FULL, Breaker, trips
 from orchestrator_service.domain.conversation import ConversationState, Review
 from orchestrator_service.domain.ledger import CallOutcome, CallState, Usage
-from orchestrator_service.storage import events
+from orchestrator_service.storage import budgets, events
 from orchestrator_service.storage.prepared import Prepared, Row
 from orchestrator_service.storage.tables import USAGE_COLUMNS, answers, batches, calls, conversations, texts, tiers
 from orchestrator_service.storage.transitions import NewHold, hold, settle, state_of
@@ -62,6 +63,7 @@ class Settlement:
     raw: str = ""
     hold: NewHold | None = None
     stop_on_error: bool = False
+    breaker: Breaker = Breaker()
     now_us: int
 
 
@@ -71,9 +73,11 @@ _CALL = Prepared(
     update(calls)
     .where(calls.c.id == bindparam("b_call"), calls.c.state == bindparam("b_state"))
     .values({name: bindparam(f"v_{name}") for name in (*_CALL_VERDICT, *_CALL_FACTS, *USAGE_COLUMNS)})
-    .returning(calls.c.reserved_nanos, calls.c.attempt)
+    .returning(calls.c.reserved_nanos, calls.c.attempt, calls.c.created_us)
 )
 _ANSWER = Prepared(insert(answers))
+# The domain's breaker.after_end; doubled by an end, as it is otherwise.
+_ENDS = batches.c.recent_ends * bindparam("v_end_factor") + bindparam("v_end_bit")
 _BATCH = Prepared(
     update(batches)
     .where(batches.c.id == bindparam("b_id"))
@@ -94,7 +98,17 @@ _BATCH = Prepared(
             )
         }
     )
-    .returning(batches.c.state, batches.c.last_event)
+    .values(recent_ends=case((_ENDS >= 2 * FULL, _ENDS % FULL + FULL), else_=_ENDS))
+    .returning(
+        batches.c.id,
+        batches.c.owner,
+        batches.c.state,
+        batches.c.last_event,
+        batches.c.recent_ends,
+        batches.c.budget_nanos,
+        batches.c.confirmed_nanos,
+        batches.c.possibly_spent_nanos,
+    )
 )
 _VERDICT = ("review", "failure_reason", "failure_message", "checks", "ended_us")
 _CONVERSATION = Prepared(
@@ -135,33 +149,52 @@ def settle_call(done: Settlement) -> Fact[BatchState]:
             return state_of(tx, done.batch)
         row = _write_conversation(tx, done, attempt=call["attempt"])
         ended = row is not None and not isinstance(done.result, Again)
-        batch = _BATCH.one(tx.connection, _sums(done, call["reserved_nanos"], before, ended=ended))
-        if row is None:
-            # The claim was taken back meanwhile; what was paid is in the ledger all the same.
-            tx.touch(done.batch)
-            return BatchState(batch["state"])
-        if ended:
+        money = _money(done, call["reserved_nanos"], before)
+        batch = _BATCH.one(tx.connection, _sums(done, before, ended=ended) | _prefixed(money))
+        if ended and row is not None:
             detail = _ended_detail(done, row)
             events.insert_numbered(
                 tx, done.batch, batch["last_event"], "conversation_ended", detail, now_us=done.now_us
             )
+        _book(tx, batch, money, journalled_us=call["created_us"], now_us=done.now_us)
         tx.touch(done.batch)
-        return _follow(tx, done, row, BatchState(batch["state"]))
+        if row is None:
+            # The claim was taken back meanwhile; what was paid is in the ledger all the same.
+            return state_of(tx, done.batch)
+        return _follow(tx, done, row, batch, ended=ended)
 
     return fact
 
 
-def _follow(tx: Transaction, done: Settlement, row: Row, state: BatchState) -> BatchState:
+def _book(tx: Transaction, batch: Row, money: Mapping[str, int], *, journalled_us: int, now_us: int) -> None:
+    """The money against the budgets: of the call's day, the mark, and a hold that waits for less."""
+    budgets.add(tx, owner=batch["owner"], time_us=journalled_us, **money)
+    moved = money["confirmed_nanos"] + money["possibly_spent_nanos"]
+    spent = batch["confirmed_nanos"] + batch["possibly_spent_nanos"]
+    budgets.note_mark(tx, batch, before_nanos=spent - moved, now_us=now_us)
+    if money["possibly_spent_nanos"] < 0:
+        budgets.freed(tx, batch["id"], -moved, now_us=now_us)
+
+
+def _follow(tx: Transaction, done: Settlement, row: Row, batch: Row, *, ended: bool) -> BatchState:
     """What the settlement brings about: a hold, the end of the batch, or nothing."""
     counts = _TIER.one(tx.connection, _counts(done, row))
-    if done.hold is not None:
-        state = hold(tx, done.batch, done.hold, now_us=done.now_us)
-    if done.stop_on_error and isinstance(done.result, GivenUp):
-        message = f"Conversation {done.number} failed: {done.result.message}"
-        state = hold(tx, done.batch, NewHold(HoldReason.STOP_ON_ERROR, message), now_us=done.now_us)
+    state = BatchState(batch["state"])
+    for new in _holds(done, batch, ended=ended):
+        state = hold(tx, done.batch, new, now_us=done.now_us)
     if state is BatchState.RUNNING and counts["pending"] + counts["running"]:
         return state
     return settle(tx, done.batch, now_us=done.now_us)
+
+
+def _holds(done: Settlement, batch: Row, *, ended: bool) -> list[NewHold]:
+    found = [] if done.hold is None else [done.hold]
+    if done.stop_on_error and isinstance(done.result, GivenUp):
+        message = f"Conversation {done.number} failed: {done.result.message}"
+        found.append(NewHold(HoldReason.STOP_ON_ERROR, message))
+    if ended and _failed(done) and (message := trips(done.breaker, batch["recent_ends"])):
+        found.append(NewHold(HoldReason.TOO_MANY_FAILURES, message))
+    return found
 
 
 def _write_call(tx: Transaction, done: Settlement, before: CallState) -> Row | None:
@@ -216,23 +249,40 @@ def _usage(done: Settlement) -> dict[str, int]:
     return {f"v_{name}": getattr(usage, name) for name in USAGE_COLUMNS}
 
 
-def _sums(done: Settlement, reserve: int, before: CallState, *, ended: bool) -> dict[str, Any]:
-    """What the call adds to the batch's sums; one that was written off before comes back as what it was."""
+def _money(done: Settlement, reserve: int, before: CallState) -> dict[str, int]:
+    """What moves between the sums; a call that was written off before comes back as what it was."""
     was_reserved, was_possible = before is CallState.RESERVED, before is CallState.POSSIBLY_SPENT
-    answered = isinstance(done.result, Made)
+    return {
+        "confirmed_nanos": done.cost_nanos,
+        "reserved_nanos": -reserve if was_reserved else 0,
+        "possibly_spent_nanos": reserve * (done.possibly_spent - was_possible),
+    }
+
+
+def _prefixed(values: Mapping[str, int]) -> dict[str, int]:
+    return {f"v_{name}": value for name, value in values.items()}
+
+
+def _sums(done: Settlement, before: CallState, *, ended: bool) -> dict[str, Any]:
+    """What the call adds to the batch's sums, beside money."""
+    answered = ended and isinstance(done.result, Made)
     return {
         "b_id": done.batch,
-        "v_confirmed_nanos": done.cost_nanos,
-        "v_reserved_nanos": -reserve if was_reserved else 0,
-        "v_possibly_spent_nanos": reserve * (done.possibly_spent - was_possible),
         "v_calls_settled": int(not done.possibly_spent),
-        "v_calls_possibly_spent": done.possibly_spent - was_possible,
+        "v_calls_possibly_spent": done.possibly_spent - (before is CallState.POSSIBLY_SPENT),
         "v_made": int(ended),
         "v_answered": int(answered),
         "v_answered_s": done.duration_s if answered else 0.0,
         "v_last_event": int(ended),
+        "v_end_factor": 1 + ended,
+        "v_end_bit": int(ended and _failed(done)),
         **_usage(done),
     }
+
+
+def _failed(done: Settlement) -> bool:
+    """Whether the breaker counts it: given up, or paid for and kept back."""
+    return isinstance(done.result, GivenUp) or (isinstance(done.result, Made) and not done.result.passed)
 
 
 def _counts(done: Settlement, row: Row) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from orchestrator_service.domain.batch import FINAL, BatchState, Cell, Event, HoldReason, Refused, decide, verdict
+from orchestrator_service.domain.budget import BudgetScope
 from orchestrator_service.domain.conversation import ConversationState
 from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.storage import events
@@ -27,7 +28,8 @@ class NewHold:
     reason: HoldReason
     message: str
     clears_us: int | None = None
-    # What the budget must be at least, where the reason is BUDGET.
+    # Where the reason is BUDGET: whose, and what it must be at least.
+    scope: BudgetScope = BudgetScope.BATCH
     needs_nanos: int | None = None
 
 
@@ -78,9 +80,16 @@ def hold(tx: Transaction, batch: str, new: NewHold, *, now_us: int) -> BatchStat
     state = state_of(tx, batch)
     if state in FINAL or new.reason in hold_reasons(tx, batch):
         return state
-    detail = {"reason": new.reason, "message": new.message, "created_us": now_us, "clears_us": new.clears_us}
+    detail = {
+        "reason": new.reason,
+        "message": new.message,
+        "created_us": now_us,
+        "clears_us": new.clears_us,
+        "scope": new.scope,
+        "needs_nanos": new.needs_nanos,
+    }
     if state is not BatchState.CANCELLING:
-        tx.connection.execute(insert(holds), {"batch": batch, "needs_nanos": new.needs_nanos, **detail})
+        tx.connection.execute(insert(holds), {"batch": batch, **detail})
     events.append(tx, batch, "hold_added", detail, now_us=now_us)
     return happen(tx, batch, Event.HOLD, now_us=now_us)
 

@@ -9,11 +9,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, or_, select, update
 
 from orchestrator_service.domain.batch import FINAL, BatchState, Event, HoldReason
+from orchestrator_service.domain.breaker import NO_ENDS
+from orchestrator_service.domain.budget import BudgetScope, DailyBudgets
 from orchestrator_service.domain.conversation import KEPT_BACK, UNMADE, ConversationState, Review
 from orchestrator_service.domain.errors import ParleyError
-from orchestrator_service.storage import events, requests
+from orchestrator_service.storage import budgets, events, requests
 from orchestrator_service.storage.batches import etag_of, not_found
 from orchestrator_service.storage.conversations import Which
+from orchestrator_service.storage.rates import PricedAt, keep_rate
 from orchestrator_service.storage.requests import Request
 from orchestrator_service.storage.tables import (
     answers,
@@ -82,8 +85,19 @@ def hold_batch(batch: str, new: NewHold, *, now_us: int) -> Fact[None]:
     return fact
 
 
-def resume(batch: str, *, etag: str, at: At | None = None, now_us: int) -> Fact[None]:
-    """`at` is the provider that the batch goes on at: resuming is the consent to another than it was started at."""
+def resume(
+    batch: str,
+    *,
+    etag: str,
+    at: At | None = None,
+    priced: PricedAt | None = None,
+    daily: DailyBudgets = budgets.NO_LIMITS,
+    now_us: int,
+) -> Fact[None]:
+    """`at` is the provider that the batch goes on at: resuming is the consent to another than it was started at.
+
+    `priced` is what its model costs now. Raises HOLD_STANDS while a budget is still too low.
+    """
 
     def fact(tx: Transaction) -> None:
         row = _batch(tx, batch)
@@ -91,10 +105,8 @@ def resume(batch: str, *, etag: str, at: At | None = None, now_us: int) -> Fact[
             return
         if row["state"] in (BatchState.PAUSING, BatchState.PAUSED):
             _compare_etag(row, etag)
-            _clear_holds(tx, row, now_us=now_us)
-            if at is not None:
-                moved = {"base_url": at.base_url, "sandbox": at.sandbox, "speed_up": at.speed_up}
-                tx.connection.execute(update(batches).where(batches.c.id == batch).values(moved))
+            _clear_holds(tx, row, daily=daily, now_us=now_us)
+            _renew(tx, row, at=at, priced=priced, now_us=now_us)
         happen(tx, batch, Event.RESUME, now_us=now_us)
 
     return fact
@@ -110,7 +122,9 @@ def cancel(batch: str, *, etag: str, now_us: int) -> Fact[None]:
     return fact
 
 
-def retry(batch: str, which: Which, *, etag: str, request: Request, now_us: int) -> Fact[int]:
+def retry(
+    batch: str, which: Which, *, etag: str, request: Request, priced: PricedAt | None = None, now_us: int
+) -> Fact[int]:
     """How many conversations wait for their turn again."""
 
     def fact(tx: Transaction) -> int:
@@ -124,6 +138,8 @@ def retry(batch: str, which: Which, *, etag: str, request: Request, now_us: int)
         if matching:
             happen(tx, batch, Event.RETRY, now_us=now_us)
             _requeue(tx, row, which, now_us=now_us)
+            if row["state"] in FINAL:
+                _renew(tx, row, priced=priced, now_us=now_us)
         requests.remember(tx, request, batch=batch, requeued=matching, now_us=now_us)
         return matching
 
@@ -138,7 +154,7 @@ def change(batch: str, settings: Settings, *, etag: str, now_us: int) -> Fact[No
             happen(tx, batch, event, now_us=now_us)
         _write_settings(tx, batch, settings)
         events.append(tx, batch, "settings_changed", {"fields": list(settings.fields)}, now_us=now_us)
-        _drop_lifted_holds(tx, batch, now_us=now_us)
+        budgets.lift(tx, batch, now_us=now_us)
 
     return fact
 
@@ -179,15 +195,10 @@ def _compare_etag(row: RowMapping, etag: str) -> None:
         raise ParleyError("ETAG_MISMATCH", "The batch was changed since you read it.", metadata={"etag": etag_of(row)})
 
 
-def _clear_holds(tx: Transaction, row: RowMapping, *, now_us: int) -> None:
-    needs = _needed_budget(tx, row["id"])
-    if needs is not None and row["budget_nanos"] is not None and needs > row["budget_nanos"]:
-        raise ParleyError(
-            "HOLD_STANDS",
-            f"The hold BUDGET stands: the budget is ${row['budget_nanos'] / 1e9:.2f}, and the next call needs "
-            f"${needs / 1e9:.4f}. Raise the budget.",
-            metadata={"hold": "BUDGET", "needs_nanos": str(needs), "budget_nanos": str(row["budget_nanos"])},
-        )
+def _clear_holds(tx: Transaction, row: RowMapping, *, daily: DailyBudgets, now_us: int) -> None:
+    refused = budgets.refused_by(tx, row, daily=daily, now_us=now_us)
+    if refused is not None:
+        raise _hold_stands(*refused)
     if HoldReason.CHECKPOINT in hold_reasons(tx, row["id"]):
         # Going on is the approval.
         approved = {"hold_after": None, "settings_version": batches.c.settings_version + 1}
@@ -195,10 +206,36 @@ def _clear_holds(tx: Transaction, row: RowMapping, *, now_us: int) -> None:
     drop_holds(tx, row["id"], set(HoldReason), now_us=now_us)
 
 
-def _needed_budget(tx: Transaction, batch: str) -> int | None:
-    """What the hold BUDGET waits for; None without one."""
-    where = (holds.c.batch == batch, holds.c.reason == HoldReason.BUDGET)
-    return tx.connection.execute(select(holds.c.needs_nanos).where(*where)).scalar_one_or_none()
+def _hold_stands(standing: RowMapping, budget_nanos: int) -> ParleyError:
+    named, remedy = {
+        BudgetScope.OWNER_DAY: ("the owner's budget for a day", "It is whole again at 00:00 UTC."),
+        BudgetScope.SERVER_DAY: ("the server's budget for a day", "It is whole again at 00:00 UTC."),
+    }.get(standing["scope"], ("the budget", "Raise the budget."))
+    needs: int = standing["needs_nanos"]
+    return ParleyError(
+        "HOLD_STANDS",
+        f"The hold BUDGET stands: {named} is ${budget_nanos / 1e9:.2f}, and the next call needs "
+        f"${needs / 1e9:.4f}. {remedy}",
+        metadata={
+            "hold": "BUDGET",
+            "scope": standing["scope"],
+            "needs_nanos": str(needs),
+            "budget_nanos": str(budget_nanos),
+        },
+    )
+
+
+def _renew(tx: Transaction, row: RowMapping, *, priced: PricedAt | None, at: At | None = None, now_us: int) -> None:
+    """What a batch takes up when a person lets it go on: the provider of now, its prices, and failures counted anew."""
+    values: dict[str, Any] = {"recent_ends": NO_ENDS}
+    if at is not None:
+        values |= {"base_url": at.base_url, "sandbox": at.sandbox, "speed_up": at.speed_up}
+    if priced is not None and priced.version != row["rate_version"]:
+        if priced.rate != row["rate"]:
+            keep_rate(tx, row["model"], priced)
+            values |= {"rate": priced.rate, "rate_version": priced.version}
+            events.append(tx, row["id"], "rates_changed", {"rate_version": priced.version}, now_us=now_us)
+    tx.connection.execute(update(batches).where(batches.c.id == row["id"]).values(values))
 
 
 def _retriable(tx: Transaction, batch: str, which: Which) -> int:
@@ -279,16 +316,3 @@ def _write_settings(tx: Transaction, batch: str, settings: Settings) -> None:
         rows = [{"batch": batch, "key": key, "value": value} for key, value in settings.labels.items()]
         if rows:
             tx.connection.execute(insert(labels), rows)
-
-
-def _drop_lifted_holds(tx: Transaction, batch: str, *, now_us: int) -> None:
-    """A higher budget or checkpoint takes its own hold away; the last one gone, the batch goes on."""
-    row = _batch(tx, batch)
-    lifted: set[HoldReason] = set()
-    if row["budget_nanos"] is None or (_needed_budget(tx, batch) or 0) <= row["budget_nanos"]:
-        lifted.add(HoldReason.BUDGET)
-    if row["hold_after"] is None or row["started"] < row["hold_after"]:
-        lifted.add(HoldReason.CHECKPOINT)
-    if lifted & hold_reasons(tx, batch):
-        drop_holds(tx, batch, lifted, now_us=now_us)
-        happen(tx, batch, Event.RAISE_LIMIT, now_us=now_us)

@@ -269,6 +269,30 @@ def _check_money(connection: Connection, batch: str, row: RowMapping) -> None:
     assert tuple(row[name] for name in names + tokens) == sums
     (started,) = _all(connection, "SELECT count(*) FROM conversations WHERE batch = :b AND attempts > 0", b=batch)[0]
     assert row["started"] == started
+    _check_days(connection)
+
+
+def _check_days(connection: Connection) -> None:
+    """What a day has cost an owner is the sum of the calls that were journalled on it."""
+    summed = _all(
+        connection,
+        """
+        SELECT calls.created_us / 86400000000, coalesce(batches.owner, ''),
+            coalesce(sum(CASE calls.state WHEN 'SETTLED' THEN cost_nanos END), 0) AS confirmed,
+            coalesce(sum(CASE calls.state WHEN 'RESERVED' THEN calls.reserved_nanos END), 0) AS reserved,
+            coalesce(sum(CASE calls.state WHEN 'POSSIBLY_SPENT' THEN calls.reserved_nanos END), 0) AS possible
+        FROM calls LEFT JOIN batches ON batches.id = calls.batch
+        GROUP BY 1, 2 HAVING confirmed + reserved + possible > 0 ORDER BY 1, 2
+        """,
+    )
+    kept = _all(
+        connection,
+        """
+        SELECT day, owner, confirmed_nanos, reserved_nanos, possibly_spent_nanos FROM daily_spend
+        WHERE confirmed_nanos + reserved_nanos + possibly_spent_nanos > 0 ORDER BY 1, 2
+        """,
+    )
+    assert kept == summed
 
 
 def _check_state(connection: Connection, batch: str, row: RowMapping) -> None:

@@ -176,6 +176,7 @@ async def test_resume_is_refused_while_the_budget_stands(store: Store) -> None:
     assert refused.value.reason == "HOLD_STANDS"
     assert refused.value.metadata == {
         "hold": "BUDGET",
+        "scope": "BATCH",
         "needs_nanos": str(COST + RESERVE),
         "budget_nanos": str(RESERVE),
     }
