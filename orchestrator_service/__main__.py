@@ -21,7 +21,11 @@ from orchestrator_service.api import SERVICE, Api
 from orchestrator_service.config import Settings
 from orchestrator_service.convert.rate import rate_from_json
 from orchestrator_service.creation import Creation, Limits
+from orchestrator_service.domain.budget import DailyBudgets
+from orchestrator_service.engine.bell import Bell
 from orchestrator_service.engine.clock import SystemClock
+from orchestrator_service.engine.experience import Experience
+from orchestrator_service.engine.holds import HoldSweep
 from orchestrator_service.engine.limiter import Limiter
 from orchestrator_service.engine.runner import Tools
 from orchestrator_service.engine.supervisor import Supervisor
@@ -61,19 +65,19 @@ async def serve(settings: Settings) -> None:
         watchers = Watchers(
             clock=clock,
             watchers_max=settings.max_watchers,
-            waits_for_limit=lambda batch: supervisor.waits_for_limit(batch),
+            limit_wait_s=lambda batch: supervisor.limit_wait_s(batch),
         )
         database = await stack.enter_async_context(
             open_database(settings.orchestrator_database, committed=watchers.committed)
         )
         channel = await stack.enter_async_context(open_channel(_estimator_channel(settings)))
         estimator = Estimator(channel, address=settings.estimator, database=database)
-        limiter = Limiter(requests=settings.requests_per_minute, window_s=MINUTE_S, clock=clock)
+        limiter = Limiter(requests_per_minute=settings.requests_per_minute, window_s=MINUTE_S, clock=clock)
         stack.push_async_callback(limiter.close)
         provider = _provider(settings, limiter, clock)
         stack.push_async_callback(provider.close)
         creation = _creation(settings, database, estimator, provider, clock)
-        tools = _tools(creation, limiter, clock)
+        tools = _tools(creation, limiter, settings.daily(), clock)
         supervisor = Supervisor(tools)
         service = Service(
             database=database,
@@ -82,13 +86,17 @@ async def serve(settings: Settings) -> None:
             watchers=watchers,
             clock=clock,
             plan=tools.plan,
+            daily=tools.daily,
         )
         add_BatchOrchestratorServicer_to_server(Api(service), server.aio)
         await server.start()
         await supervisor.start()
-        sending = asyncio.create_task(Outbox(database, estimator, clock).run())
-        # The pace must be known before the first call; the SDK takes seconds to import, serving does not wait for it.
-        announcing = asyncio.create_task(_warm_up(provider))
+        aside = [
+            asyncio.create_task(Outbox(database, estimator, clock).run()),
+            asyncio.create_task(HoldSweep(database, supervisor, daily=tools.daily, clock=clock).run()),
+            # The pace must be known before the first call; serving does not wait for the seconds that its import takes.
+            asyncio.create_task(_warm_up(provider)),
+        ]
 
         async def drain() -> None:
             watchers.close()
@@ -99,9 +107,9 @@ async def serve(settings: Settings) -> None:
         try:
             await server.run_until_signal(drain)
         finally:
-            for task in (sending, announcing):
+            for task in aside:
                 task.cancel()
-            await asyncio.gather(sending, announcing, return_exceptions=True)
+            await asyncio.gather(*aside, return_exceptions=True)
             await supervisor.stop(drain_s=0)
 
 
@@ -153,7 +161,7 @@ def _creation(
     )
 
 
-def _tools(creation: Creation, limiter: Limiter, clock: SystemClock) -> Tools:
+def _tools(creation: Creation, limiter: Limiter, daily: DailyBudgets, clock: SystemClock) -> Tools:
     def plan(stored: bytes) -> Planned:
         return creation.planned(BatchSpec.FromString(stored)).ready()
 
@@ -162,6 +170,9 @@ def _tools(creation: Creation, limiter: Limiter, clock: SystemClock) -> Tools:
         provider=creation.provider,
         base_url=creation.provider.base_url,
         limiter=limiter,
+        experience=Experience(),
+        daily=daily,
+        settled=Bell(),
         clock=clock,
         rng=random.Random().random,
         plan=lru_cache(maxsize=PLANS_KEPT)(plan),

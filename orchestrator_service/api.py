@@ -82,6 +82,9 @@ class Api(orchestrator_pb2_grpc.BatchOrchestratorServicer):
     async def ListCalls(self, request: pb.ListCallsRequest, context: Context) -> pb.ListCallsResponse:
         return await _answer(self._service.list_calls, request, context)
 
+    async def SettleCall(self, request: pb.SettleCallRequest, context: Context) -> conversation_pb2.Call:
+        return await _answer(self._service.settle_call, request, context)
+
     def ExportDataset(
         self, request: pb.ExportDatasetRequest, context: Context
     ) -> AsyncIterator[pb.ExportDatasetResponse]:

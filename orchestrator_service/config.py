@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 from parley.wire.errors import BootError
 from parley.wire.server import ServerSettings
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from orchestrator_service.domain.budget import DailyBudgets
 
 
 class Settings(BaseSettings):
@@ -32,12 +35,18 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(default=10, ge=1, le=1000)
     max_conversations: int = Field(default=100_000, ge=1, le=1_000_000)
     max_watchers: int = Field(default=500, ge=1, le=100_000)
-    # Of all batches together.
-    requests_per_minute: int = Field(default=50, ge=1, le=10_000_000)
+    # Of all batches together; what the provider announces where it is not set.
+    requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000)
+    # The most that a UTC day may cost, in dollars: all batches of this server, and those of each owner.
+    daily_budget: Decimal | None = Field(default=None, ge=0, le=1_000_000_000)
+    owner_daily_budget: Decimal | None = Field(default=None, ge=0, le=1_000_000_000)
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
     anthropic_base_url: str = Field(
         default="https://api.anthropic.com", validation_alias="ANTHROPIC_BASE_URL", pattern=r"^https?://[^/ ]+"
     )
+
+    def daily(self) -> DailyBudgets:
+        return DailyBudgets(owner_nanos=_nanos(self.owner_daily_budget), server_nanos=_nanos(self.daily_budget))
 
     def server(self) -> ServerSettings:
         return ServerSettings(
@@ -50,6 +59,10 @@ class Settings(BaseSettings):
             drain_s=self.drain_s,
             listen_setting="PARLEY_ORCHESTRATOR_LISTEN",
         )
+
+
+def _nanos(dollars: Decimal | None) -> int | None:
+    return None if dollars is None else int(dollars * 1_000_000_000)
 
 
 def load() -> Settings:

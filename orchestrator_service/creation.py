@@ -26,16 +26,21 @@ from orchestrator_service.domain.spec import Builtins, Finding
 from orchestrator_service.engine.clock import Clock
 from orchestrator_service.engine.conversations import axis_values_json
 from orchestrator_service.generation.claude import ANTHROPIC_URL
+from orchestrator_service.generation.claude import Request as CallRequest
 from orchestrator_service.generation.planning import Planned
+from orchestrator_service.generation.prompts import Filled
 from orchestrator_service.provider import Provider
 from orchestrator_service.quotes import Estimator
 from orchestrator_service.storage import batches, requests
-from orchestrator_service.storage.batches import NewBatch
+from orchestrator_service.storage.batches import NewBatch, Snapshot
 from orchestrator_service.storage.database import Database
+from orchestrator_service.storage.rates import PricedAt
 from orchestrator_service.storage.requests import Request
 
 ROWS_PER_FACT = 500
 SAMPLES_PER_TIER = 3
+# To go on waits no longer for an estimator that hangs.
+PRICES_DEADLINE_S = 3.0
 # Longer conversations first: what the estimator's priors say of the tiers, until it tells itself.
 EXPECTED_TOKENS = {"template": 3_000.0, "scenario": 4_000.0, "edge_case": 5_000.0}
 EXPECTED_OTHERWISE = 4_000.0
@@ -87,6 +92,13 @@ class Creation:
         return await self.estimator.quote(
             workload, spec_sha256=planned.sha256, seed=planned.spec.seed, owner=owner, deadline_s=deadline_s
         )
+
+    async def priced(self, snapshot: Snapshot) -> PricedAt | None:
+        """What the batch's model costs now; None where nobody knows, or where no price is known: prices then stay."""
+        model: str = snapshot.row["model"]
+        card = await self.estimator.rates(deadline_s=PRICES_DEADLINE_S)
+        rate = rate_to_json(card.rates.get(model) if card else None)
+        return PricedAt(version=card.version, rate=rate) if card and rate else None
 
     async def create(
         self,
@@ -232,10 +244,7 @@ class Creation:
             numbers = planned.plan.numbers(tier)
             sample = [planned.filled(number) for number in numbers[:: max(1, len(numbers) // SAMPLES_PER_TIER)]]
             counted = await asyncio.gather(
-                *[
-                    self.provider.count_tokens(model=planned.spec.model, system=filled.system, user=filled.user)
-                    for filled in sample[:SAMPLES_PER_TIER]
-                ]
+                *[self.provider.count_tokens(_counted(planned, filled)) for filled in sample[:SAMPLES_PER_TIER]]
             )
             known = [count for count in counted if count is not None]
             characters = sum(len(filled.system) + len(filled.user) for filled in sample) / len(sample)
@@ -253,6 +262,19 @@ class Creation:
             input_tokens_per_minute=(limits.input_tokens or 0) / announced.speed_up if limits else 0.0,
             output_tokens_per_minute=(limits.output_tokens or 0) / announced.speed_up if limits else 0.0,
         )
+
+
+def _counted(planned: Planned, filled: Filled) -> CallRequest:
+    """Only what decides the input of the call."""
+    return CallRequest(
+        model=planned.spec.model,
+        system=filled.system,
+        user=filled.user,
+        max_tokens=0,
+        deadline_s=0.0,
+        effort=planned.spec.effort,
+        prompt_cache=planned.spec.prompt_cache,
+    )
 
 
 def refuse(findings: Sequence[Finding]) -> None:

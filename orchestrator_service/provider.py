@@ -26,12 +26,20 @@ class Provider:
         self._clock = clock
         self._announced = Announcement()
         self._asked_s: float | None = None
+        # When it could not count tokens.
+        self._uncounted_s: float | None = None
 
     async def send(self, request: Request) -> Reply:
         return await self._claude.send(request)
 
-    async def count_tokens(self, *, model: str, system: str, user: str) -> int | None:
-        return await self._claude.count_tokens(model, system, user)
+    async def count_tokens(self, request: Request) -> int | None:
+        """None where the server can't tell; it is then not asked again for a minute."""
+        now_s = self._clock.monotonic_s()
+        if self._uncounted_s is not None and now_s - self._uncounted_s < FRESH_S:
+            return None
+        counted = await self._claude.count_tokens(request)
+        self._uncounted_s = now_s if counted is None else None
+        return counted
 
     async def announcement(self) -> Announcement:
         """What the server says of itself; asked again after a minute, or at once where it did not answer."""

@@ -60,10 +60,10 @@ class Estimator:
         except grpc.aio.AioRpcError as error:
             raise self._refusal(error) from error
 
-    async def rates(self) -> RateCard | None:
+    async def rates(self, *, deadline_s: float = DEADLINE_S) -> RateCard | None:
         """The rates in force, or the last known ones while the estimator is away; None where there never were any."""
         try:
-            reply = await self._stub.ListRates(estimator_pb2.ListRatesRequest(), timeout=DEADLINE_S)
+            reply = await self._stub.ListRates(estimator_pb2.ListRatesRequest(), timeout=min(deadline_s, DEADLINE_S))
         except grpc.aio.AioRpcError:
             kept = await self._database.read(kept_rate_card)
             return None if kept is None else rate_card_of(json_format.Parse(kept, quote_pb2.RateCard()))

@@ -14,12 +14,14 @@ from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 from parley.wire.auth import Identity
 
 from orchestrator_service.convert import tokens
-from orchestrator_service.convert.batch import batch_message, spend_message
+from orchestrator_service.convert.batch import batch_message, daily_budget_message, spend_message
 from orchestrator_service.convert.conversation import Full, call_message, conversation_message, which_of
 from orchestrator_service.convert.dryrun import quote_reply
 from orchestrator_service.convert.export import part_message
 from orchestrator_service.convert.filters import filter_of, settings_of, spend_query_of
+from orchestrator_service.convert.values import nanos
 from orchestrator_service.creation import Creation, body_sha256
+from orchestrator_service.domain.budget import DailyBudgets
 from orchestrator_service.domain.errors import InvalidRequest, ParleyError
 from orchestrator_service.engine.clock import Clock
 from orchestrator_service.engine.supervisor import Supervisor
@@ -27,8 +29,9 @@ from orchestrator_service.exports import dataset
 from orchestrator_service.exports.dataset import Source, Split
 from orchestrator_service.generation.planning import Planned
 from orchestrator_service.preflight import check_provider
-from orchestrator_service.storage import batches, conversations, ledger, verbs
+from orchestrator_service.storage import batches, budgets, conversations, ledger, verbs
 from orchestrator_service.storage.batches import Snapshot
+from orchestrator_service.storage.corrections import Correction, call_row, settle_by_person
 from orchestrator_service.storage.database import Database
 from orchestrator_service.storage.requests import Request
 from orchestrator_service.storage.verbs import At
@@ -50,6 +53,8 @@ class Service:
     clock: Clock
     # Spec bytes, as stored, to a plan; the engine's, so that a batch is planned once for both.
     plan: Callable[[bytes], Planned]
+    # Of a day, for an owner and for this server.
+    daily: DailyBudgets
 
     async def quote_batch(
         self, request: orchestrator_pb2.QuoteBatchRequest, caller: Identity, deadline_s: float
@@ -132,8 +137,16 @@ class Service:
     ) -> batch_pb2.Batch:
         announced = await self.creation.provider.announcement()
         at = At(base_url=self.creation.provider.base_url, sandbox=announced.sandbox, speed_up=announced.speed_up)
-        fact = verbs.resume(_id(request.name), etag=request.etag, at=at, now_us=self.clock.now_us())
-        return await self._verb(_id(request.name), fact, caller)
+        batch = _id(request.name)
+        fact = verbs.resume(
+            batch,
+            etag=request.etag,
+            at=at,
+            priced=await self.creation.priced(await self._snapshot(batch, caller)),
+            daily=self.daily,
+            now_us=self.clock.now_us(),
+        )
+        return await self._verb(batch, fact, caller)
 
     async def cancel_batch(
         self, request: orchestrator_pb2.CancelBatchRequest, caller: Identity, deadline_s: float
@@ -153,7 +166,9 @@ class Service:
             body_sha256=body_sha256(request),
         )
         which = which_of(request.filter)
-        fact = verbs.retry(batch, which, etag=request.etag, request=key, now_us=self.clock.now_us())
+        priced = await self.creation.priced(snapshot)
+        now_us = self.clock.now_us()
+        fact = verbs.retry(batch, which, etag=request.etag, request=key, priced=priced, now_us=now_us)
         requeued = await self._commit(batch, fact)
         return orchestrator_pb2.RetryBatchResponse(batch=await self._batch(batch, caller), requeued=requeued)
 
@@ -219,6 +234,23 @@ class Service:
             reply.next_page_token = tokens.page_token(rows[size - 1]["id"], request)
         return reply
 
+    async def settle_call(
+        self, request: orchestrator_pb2.SettleCallRequest, caller: Identity, deadline_s: float
+    ) -> conversation_pb2.Call:
+        _, batch, _, call = request.name.split("/")
+        told = Correction(
+            batch=batch,
+            call=int(call),
+            cost_nanos=nanos(request.cost),
+            by=caller.name,
+            note=request.note,
+            now_us=self.clock.now_us(),
+        )
+        await self._snapshot(batch, caller)
+        await self._commit(batch, settle_by_person(told))
+        row = await self.database.read(partial(call_row, batch=batch, call=int(call)))
+        return call_message(row)
+
     async def export_dataset(
         self, request: orchestrator_pb2.ExportDatasetRequest, caller: Identity, deadline_s: float
     ) -> AsyncGenerator[orchestrator_pb2.ExportDatasetResponse]:
@@ -251,12 +283,26 @@ class Service:
             )
             for row in rows
         ]
-        return orchestrator_pb2.GetSpendResponse(rows=found, total=spend_message(whole[0]))
+        return orchestrator_pb2.GetSpendResponse(
+            rows=found, total=spend_message(whole[0]), daily_budgets=await self._daily_budgets(query.owner, caller)
+        )
 
     async def check_provider(
         self, request: orchestrator_pb2.CheckProviderRequest, caller: Identity, deadline_s: float
     ) -> orchestrator_pb2.CheckProviderResponse:
         return await check_provider(self.creation, model=request.model)
+
+    async def _daily_budgets(self, owner: str, caller: Identity) -> list[orchestrator_pb2.DailyBudget]:
+        """Of the owner asked for and, for those who may see all of it, of the server."""
+        now_us, found = self.clock.now_us(), list[orchestrator_pb2.DailyBudget]()
+        if self.daily.owner_nanos is not None:
+            whose = owner or caller.name
+            amount = await self.database.read(partial(budgets.of_day, owner=whose, time_us=now_us))
+            found.append(daily_budget_message(whose, self.daily.owner_nanos, amount, now_us=now_us))
+        if self.daily.server_nanos is not None and caller.may_act_for_others:
+            amount = await self.database.read(partial(budgets.of_day, owner=None, time_us=now_us))
+            found.append(daily_budget_message("", self.daily.server_nanos, amount, now_us=now_us))
+        return found
 
     async def _verb(self, batch: str, fact: Fact[None], caller: Identity) -> batch_pb2.Batch:
         """Commits what a person asks for, wakes the engine, and answers with the batch as it is then."""
@@ -285,8 +331,8 @@ class Service:
         return snapshot
 
     def _message(self, snapshot: Snapshot) -> batch_pb2.Batch:
-        waiting = self.supervisor.waits_for_limit(snapshot.row["id"])
-        return batch_message(snapshot, waiting_for_limit=waiting, now_us=self.clock.now_us())
+        wait_s = self.supervisor.limit_wait_s(snapshot.row["id"])
+        return batch_message(snapshot, limit_wait_s=wait_s, now_us=self.clock.now_us())
 
     async def _spec_bytes(self, snapshot: Snapshot) -> bytes:
         stored = await self.database.read(partial(batches.spec_bytes, batch=snapshot.row["id"]))

@@ -54,11 +54,16 @@ class _Sweep:
 
 class Watchers:
     def __init__(
-        self, *, clock: Clock, watchers_max: int, waits_for_limit: Callable[[str], bool], interval_s: float = INTERVAL_S
+        self,
+        *,
+        clock: Clock,
+        watchers_max: int,
+        limit_wait_s: Callable[[str], float | None],
+        interval_s: float = INTERVAL_S,
     ) -> None:
         self._clock = clock
         self._watchers_max = watchers_max
-        self._waits_for_limit = waits_for_limit
+        self._limit_wait_s = limit_wait_s
         self._interval_s = interval_s
         self._topics: dict[str, _Topic] = {}
         self._sweeps: set[_Sweep] = set()
@@ -200,8 +205,8 @@ class Watchers:
                 return
 
     def _message(self, snapshot: Snapshot) -> batch_pb2.Batch:
-        waiting = self._waits_for_limit(snapshot.row["id"])
-        return batch_message(snapshot, waiting_for_limit=waiting, now_us=self._clock.now_us())
+        wait_s = self._limit_wait_s(snapshot.row["id"])
+        return batch_message(snapshot, limit_wait_s=wait_s, now_us=self._clock.now_us())
 
     def _refuse_closing(self) -> None:
         if self._closing.is_set():

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from google.protobuf.message import Message
-from parley.v1 import batch_pb2, conversation_pb2
+from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 
 from orchestrator_service.convert.values import duration, money, number_of, timestamp
 from orchestrator_service.domain.batch import ACTIVE, FINAL, NEXT_STEPS, BatchState, HoldReason
+from orchestrator_service.domain.budget import Amount, BudgetScope, next_day_us
 from orchestrator_service.domain.forecast import Progress, project
 from orchestrator_service.storage.batches import Snapshot, etag_of
 from orchestrator_service.storage.events import LoggedEvent
@@ -24,7 +25,9 @@ _COUNTS = ("total", "pending", "running", "generated", "failed", "cancelled", "d
 _PRIORITIES = {1: batch_pb2.PRIORITY_LOW, 2: batch_pb2.PRIORITY_NORMAL, 3: batch_pb2.PRIORITY_HIGH}
 
 
-def batch_message(snapshot: Snapshot, *, waiting_for_limit: bool = False, now_us: int | None = None) -> batch_pb2.Batch:
+def batch_message(
+    snapshot: Snapshot, *, limit_wait_s: float | None = None, now_us: int | None = None
+) -> batch_pb2.Batch:
     row = snapshot.row
     message = batch_pb2.Batch(
         name=f"batches/{row['id']}",
@@ -49,7 +52,8 @@ def batch_message(snapshot: Snapshot, *, waiting_for_limit: bool = False, now_us
         end_time=timestamp(row["ended_us"]),
         last_event=row["last_event"],
         provider=batch_pb2.ProviderInfo(base_url=row["base_url"], sandbox=row["sandbox"], speed_up=row["speed_up"]),
-        waiting_for_limit=waiting_for_limit,
+        waiting_for_limit=limit_wait_s is not None,
+        limit_wait=duration(limit_wait_s),
         quoted_duration=duration(row["quoted_duration_s"]),
     )
     _set_optional(message, snapshot, now_us=now_us)
@@ -105,6 +109,15 @@ def spend_message(row: Mapping[Any, Any]) -> batch_pb2.Spend:
     )
 
 
+def daily_budget_message(owner: str, budget_nanos: int, amount: Amount, *, now_us: int) -> orchestrator_pb2.DailyBudget:
+    return orchestrator_pb2.DailyBudget(
+        owner=owner,
+        budget=money(budget_nanos),
+        committed=money(amount.committed_nanos + amount.reserved_nanos),
+        resets_at=timestamp(next_day_us(now_us)),
+    )
+
+
 def usage_message(row: Mapping[Any, Any]) -> conversation_pb2.Usage:
     return conversation_pb2.Usage(**{name: row[name] for name in USAGE_COLUMNS})
 
@@ -143,6 +156,18 @@ def _conversation_ended(detail: Mapping[Any, Any]) -> Message:
     return ended
 
 
+def _budget_mark(detail: Mapping[Any, Any]) -> Message:
+    return batch_pb2.BudgetMark(
+        share=detail["share"], spent=money(detail["spent_nanos"]), budget=money(detail["budget_nanos"])
+    )
+
+
+def _call_settled(detail: Mapping[Any, Any]) -> Message:
+    return batch_pb2.CallSettled(
+        call=detail["call"], cost=money(detail["cost_nanos"]), by=detail["by"], note=detail["note"]
+    )
+
+
 def failure_message(detail: Mapping[Any, Any]) -> conversation_pb2.Failure:
     reason = number_of(_FAILURES, detail["failure_reason"])
     return conversation_pb2.Failure(reason=cast("Any", reason), message=detail["failure_message"])
@@ -161,17 +186,23 @@ _DETAILS: dict[str, Callable[[Mapping[Any, Any]], Message]] = {
     "settings_changed": _plain(batch_pb2.SettingsChanged),
     "conversations_requeued": _plain(batch_pb2.ConversationsRequeued),
     "recovered": _plain(batch_pb2.Recovered),
+    "budget_mark": _budget_mark,
+    "rates_changed": _plain(batch_pb2.RatesChanged),
+    "call_settled": _call_settled,
 }
 
 
 def _hold(hold: Mapping[Any, Any]) -> batch_pb2.Hold:
     reason = HoldReason(hold["reason"])
+    # Holds that were logged before there were daily budgets have neither.
+    needs_nanos, scope = hold.get("needs_nanos"), hold.get("scope")
     return batch_pb2.Hold(
         reason=cast("Any", number_of(_HOLDS, reason)),
         message=hold["message"],
         next_step=NEXT_STEPS[reason],
         create_time=timestamp(hold["created_us"]),
         clears_at=timestamp(hold["clears_us"]),
+        needed_budget=money(needs_nanos) if needs_nanos is not None and scope == BudgetScope.BATCH else None,
     )
 
 

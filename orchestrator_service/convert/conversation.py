@@ -105,6 +105,8 @@ def call_message(row: Mapping[Any, Any]) -> conversation_pb2.Call:
         create_time=timestamp(row["created_us"]),
         settle_time=timestamp(row["settled_us"]),
         error=row["error"],
+        settled_by=row["settled_by"],
+        note=row["note"],
     )
     if row["cost_nanos"] is not None:
         message.cost.CopyFrom(money(row["cost_nanos"]))

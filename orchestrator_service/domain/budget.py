@@ -95,8 +95,8 @@ def reaches_mark(*, budget_nanos: int | None, before_nanos: int, after_nanos: in
 def over_budget_message(over: OverBudget) -> str:
     whose = {
         BudgetScope.BATCH: "The budget",
-        BudgetScope.OWNER_DAY: "The owner's budget for a day",
-        BudgetScope.SERVER_DAY: "The server's budget for a day",
+        BudgetScope.OWNER_DAY: "The owner's budget for a day (PARLEY_OWNER_DAILY_BUDGET)",
+        BudgetScope.SERVER_DAY: "The server's budget for a day (PARLEY_DAILY_BUDGET)",
     }[over.scope]
     return (
         f"{whose} is ${over.budget_nanos / 1e9:.2f}; ${over.committed_nanos / 1e9:.4f} is spent or may be, and the "

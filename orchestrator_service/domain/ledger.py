@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 TOKENS_PER_PRICE = 1_000_000
+ASCII_CHARS_PER_TOKEN_MIN = 2.5
+TOKENS_PER_CHAR_MAX = 2
+COUNT_MARGIN = 1.02
+COUNT_MARGIN_TOKENS = 20
 
 
 class CallPurpose(StrEnum):
@@ -133,6 +138,17 @@ def cost_nanos(usage: Usage, rate: Rate) -> int:
         + usage.cache_read_tokens * price.cache_read_nanos_per_mtok
     )
     return (product + TOKENS_PER_PRICE // 2) // TOKENS_PER_PRICE
+
+
+def most_input_tokens(text: str) -> int:
+    """How many tokens a text has at the most: 2.5 ASCII characters make one, and any other character makes two."""
+    ascii_chars = len(text.encode("ascii", "ignore"))
+    return math.ceil(ascii_chars / ASCII_CHARS_PER_TOKEN_MIN) + TOKENS_PER_CHAR_MAX * (len(text) - ascii_chars)
+
+
+def counted_input_tokens(counted: int) -> int:
+    """What a provider's own count comes to at the most: it may differ a little from what is billed."""
+    return math.ceil(counted * COUNT_MARGIN) + COUNT_MARGIN_TOKENS
 
 
 def reserve_nanos(input_tokens: int, max_tokens: int, rate: Rate, *, prompt_cache: str = "off") -> int:

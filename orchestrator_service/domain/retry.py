@@ -58,6 +58,15 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How slow a model may be before a call is given up, in real time; what is said here holds until some was seen."""
+
+    tokens_per_s: float = 15.0
+    # The longest that a call may well take, by those that were answered.
+    longest_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetryAfter:
     delay_s: float
     # Whether an attempt of max_attempts is used up; otherwise it was a wait.
@@ -82,7 +91,11 @@ class HoldBatch:
     clears_after_s: float | None = None
 
 
+# Limits are of a day or a month; what is told beyond that is no time to wait for.
+CLEARS_AFTER_MAX_S = 32 * 86_400.0
+
 Decision = RetryAfter | GiveUp | HoldBatch
+UNKNOWN_SPEED = Speed()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,15 +183,17 @@ def decide(
 
 
 def deadline_s(
-    max_tokens: int, *, speed_up: float = 1.0, tokens_per_s: float = 15.0, wait_s: float = 30.0, floor_s: float = 10.0
+    max_tokens: int, *, speed_up: float = 1.0, speed: Speed = UNKNOWN_SPEED, wait_s: float = 30.0, floor_s: float = 10.0
 ) -> float:
-    """How long a call may take: time for the first token, and all of max_tokens at a slow model's speed."""
-    return max(floor_s, (wait_s + max_tokens / tokens_per_s) / speed_up)
+    """How long a call may take: time for the first token, and all of max_tokens at the slow end of the speed."""
+    return max(floor_s, max(wait_s + max_tokens / speed.tokens_per_s, speed.longest_s) / speed_up)
 
 
 def _clears_after_s(kind: FailureKind, server_delay_s: float | None) -> float | None:
     """A spend limit ends at the time that the provider tells; a refused key never does by itself."""
-    return server_delay_s if kind is FailureKind.PROVIDER_LIMIT else None
+    if kind is not FailureKind.PROVIDER_LIMIT or server_delay_s is None:
+        return None
+    return min(max(server_delay_s, 0.0), CLEARS_AFTER_MAX_S)
 
 
 def _delay_s(policy: Policy, *, nth: int, server_delay_s: float | None, rng: Callable[[], float]) -> float:

@@ -7,9 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from orchestrator_service.domain.batch import HoldReason
-from orchestrator_service.domain.ledger import FREE, CallOutcome, Rate, cost_nanos, reserve_nanos
+from orchestrator_service.domain.ledger import (
+    FREE,
+    CallOutcome,
+    CallPurpose,
+    Rate,
+    cost_nanos,
+    counted_input_tokens,
+    most_input_tokens,
+    reserve_nanos,
+)
 from orchestrator_service.domain.plan import Item
 from orchestrator_service.domain.retry import (
+    UNKNOWN_SPEED,
     Change,
     Decision,
     FailureKind,
@@ -17,10 +27,12 @@ from orchestrator_service.domain.retry import (
     HoldBatch,
     Policy,
     RetryAfter,
+    Speed,
     deadline_s,
     decide,
 )
 from orchestrator_service.domain.spec import Spec
+from orchestrator_service.generation.calls import STRICTER
 from orchestrator_service.generation.checks import Malformed, check, parse
 from orchestrator_service.generation.claude import CallFailure, Reply, Request
 from orchestrator_service.generation.planning import max_tokens
@@ -28,8 +40,8 @@ from orchestrator_service.generation.prompts import Filled
 from orchestrator_service.storage.settlements import Again, GivenUp, Made, Settlement
 from orchestrator_service.storage.transitions import NewHold
 
-# Prompts of our languages have 3 to 5 characters a token; a reserve must not be too small.
-RESERVED_CHARS_PER_TOKEN = 2.5
+# What the schema of the answer adds to the input, at the most.
+SCHEMA_TOKENS = 500
 
 OUTCOMES = {
     FailureKind.SERVER_ERROR: CallOutcome.PROVIDER_ERROR,
@@ -37,6 +49,7 @@ OUTCOMES = {
     FailureKind.TIMEOUT: CallOutcome.TIMEOUT,
     FailureKind.RATE_LIMITED: CallOutcome.LIMITED,
     FailureKind.OVERLOADED: CallOutcome.LIMITED,
+    FailureKind.UNREADABLE: CallOutcome.MALFORMED,
     FailureKind.MALFORMED: CallOutcome.MALFORMED,
     FailureKind.CUT: CallOutcome.CUT,
     FailureKind.REFUSED: CallOutcome.REFUSED,
@@ -53,6 +66,7 @@ class Terms:
     """What all conversations of a batch have in common."""
 
     batch: str
+    owner: str
     epoch: int
     spec: Spec
     model: str
@@ -62,6 +76,8 @@ class Terms:
     # 1 is low, 2 normal, 3 high.
     priority: int
     stop_on_error: bool
+    # Whether a budget is in force, so that what a call may cost is counted and not guessed.
+    counted: bool
 
 
 @dataclass(kw_only=True)
@@ -72,12 +88,22 @@ class Attempts:
     filled: Filled
     changes: set[Change] = field(default_factory=set[Change])
     waits: int = 0
+    # Input tokens as the provider counted them, for the prompt as it is without changes.
+    counted_tokens: int | None = None
+
+    @property
+    def characters(self) -> int:
+        return len(self.filled.system) + len(self.filled.user)
+
+    @property
+    def purpose(self) -> CallPurpose:
+        return CallPurpose.REPAIR if Change.STRICTER in self.changes else CallPurpose.GENERATE
 
     @property
     def max_tokens(self) -> int:
         return max_tokens(self.item.tier, more=Change.MORE_TOKENS in self.changes)
 
-    def request(self, terms: Terms) -> Request:
+    def request(self, terms: Terms, *, speed: Speed = UNKNOWN_SPEED) -> Request:
         return Request(
             model=terms.model,
             system=self.filled.system,
@@ -86,14 +112,20 @@ class Attempts:
             schema=True,
             effort=terms.spec.effort,
             prompt_cache=terms.spec.prompt_cache,
-            deadline_s=deadline_s(self.max_tokens, speed_up=terms.policy.speed_up),
+            deadline_s=deadline_s(self.max_tokens, speed_up=terms.policy.speed_up, speed=speed),
             stricter=Change.STRICTER in self.changes,
         )
 
     def reserve_nanos(self, terms: Terms) -> int:
-        characters = len(self.filled.system) + len(self.filled.user)
-        tokens = round(characters / RESERVED_CHARS_PER_TOKEN)
-        return reserve_nanos(tokens, self.max_tokens, terms.rate or FREE, prompt_cache=terms.spec.prompt_cache)
+        return reserve_nanos(
+            self._most_input_tokens(), self.max_tokens, terms.rate or FREE, prompt_cache=terms.spec.prompt_cache
+        )
+
+    def _most_input_tokens(self) -> int:
+        added = STRICTER if Change.STRICTER in self.changes else ""
+        if self.counted_tokens is not None:
+            return counted_input_tokens(self.counted_tokens) + most_input_tokens(added)
+        return most_input_tokens(self.filled.system) + most_input_tokens(self.filled.user + added) + SCHEMA_TOKENS
 
 
 @dataclass(frozen=True)
@@ -130,7 +162,7 @@ def judge(
         OUTCOMES[made.kind],
         result,
         failure=made,
-        hold=_hold(decision, made),
+        hold=_hold(decision, made, now_us=now_us),
         now_us=now_us,
     )
     return Judged(settlement, decision.delay_s if isinstance(decision, RetryAfter) else None)
@@ -183,10 +215,15 @@ def _result(decision: Decision, attempts: Attempts) -> GivenUp | Again:
             return Again(counts=counts)
 
 
-def _hold(decision: Decision, failure: CallFailure) -> NewHold | None:
+def _hold(decision: Decision, failure: CallFailure, *, now_us: int) -> NewHold | None:
     if not isinstance(decision, HoldBatch):
         return None
-    return NewHold(HoldReason(decision.reason), f"{decision.message} {failure.message}".strip())
+    after_s = decision.clears_after_s
+    return NewHold(
+        HoldReason(decision.reason),
+        f"{decision.message} {failure.message}".strip(),
+        clears_us=None if after_s is None else now_us + round(after_s * 1e6),
+    )
 
 
 def _settlement(
@@ -221,6 +258,7 @@ def _settlement(
         raw=reply.raw,
         hold=hold,
         stop_on_error=terms.stop_on_error,
+        breaker=terms.spec.breaker,
         now_us=now_us,
     )
 

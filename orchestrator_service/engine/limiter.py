@@ -5,17 +5,56 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
+from dataclasses import dataclass
+from typing import Literal
 
 from orchestrator_service.engine.clock import Clock
+from orchestrator_service.generation.calls import Limits
 
 STEP_S = 1.0
+
+RefusalKind = Literal["rate", "overload"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    model: str
+    owner: str
+    batch: str
+    priority: int
+    input_tokens: float
+    output_tokens: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    kind: RefusalKind
+    delay_s: float | None
+
+
+class Ticket:
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+
+    def give_back(self) -> None:
+        self._limiter.give_back()
+
+    def settle(
+        self,
+        *,
+        input_tokens: int | None,
+        output_tokens: int | None,
+        limits: Limits | None,
+        refusal: Refusal | None = None,
+    ) -> None:
+        return
 
 
 class Limiter:
     """Counts the requests of the last window. Waiting is cancellable; among equals who came first goes first."""
 
-    def __init__(self, *, requests: int, window_s: float, clock: Clock) -> None:
-        self._requests = requests
+    def __init__(self, *, requests_per_minute: int | None, window_s: float = 60.0, clock: Clock) -> None:
+        self._requests = requests_per_minute or 50
         self._window_s = window_s
         self._clock = clock
         self._granted: deque[float] = deque()
@@ -28,27 +67,31 @@ class Limiter:
         """A sandbox that runs faster has shorter minutes."""
         self._window_s = window_s
 
-    def try_acquire(self) -> bool:
+    def wait_s(self, batch: str) -> float | None:
+        return None
+
+    def try_acquire(self, wanted: Wanted) -> Ticket | None:
         """Takes a request at once, where nobody waits and the window has room."""
         if self._waiting or self._wait_s() > 0:
-            return False
+            return None
         self._granted.append(self._clock.monotonic_s())
-        return True
+        return Ticket(self)
 
     def give_back(self) -> None:
         """A request that was granted and is not made: its place is free again."""
         if self._granted:
             self._granted.pop()
 
-    async def acquire(self, *, priority: int) -> None:
-        if self.try_acquire():
-            return
+    async def acquire(self, wanted: Wanted) -> Ticket:
+        if self.try_acquire(wanted):
+            return Ticket(self)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._arrivals += 1
-        heapq.heappush(self._waiting, (-priority, self._arrivals, turn))
+        heapq.heappush(self._waiting, (-wanted.priority, self._arrivals, turn))
         if self._granting is None or self._granting.done():
             self._granting = asyncio.create_task(self._grant())
         await turn
+        return Ticket(self)
 
     async def close(self) -> None:
         if self._granting is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -12,16 +12,20 @@ from typing import Protocol, TypeVar
 import structlog
 
 from orchestrator_service.domain.batch import ACTIVE, BatchState, HoldReason
-from orchestrator_service.domain.ledger import CallPurpose, Rate
+from orchestrator_service.domain.budget import BudgetScope, DailyBudgets, WaitForSettlement
+from orchestrator_service.domain.ledger import Rate
 from orchestrator_service.domain.retry import FailureKind, Policy
+from orchestrator_service.engine.bell import Bell
 from orchestrator_service.engine.clock import Clock
 from orchestrator_service.engine.conversations import Attempts, Judged, Terms, bare, judge, unjudged
-from orchestrator_service.engine.limiter import Limiter
+from orchestrator_service.engine.experience import Experience
+from orchestrator_service.engine.limiter import Limiter, Refusal, RefusalKind, Ticket, Wanted
 from orchestrator_service.generation.claude import CallFailure, Reply, Request
 from orchestrator_service.generation.planning import Planned
 from orchestrator_service.storage import batches, conversations
 from orchestrator_service.storage.batches import Snapshot
-from orchestrator_service.storage.claims import Claim, Claimed, NotClaimable, WaitForSettlement, claim
+from orchestrator_service.storage.budgets import NO_LIMITS
+from orchestrator_service.storage.claims import Claim, Claimed, NotClaimable, claim
 from orchestrator_service.storage.conversations import Waiting
 from orchestrator_service.storage.database import Database
 from orchestrator_service.storage.settlements import settle_call
@@ -32,6 +36,11 @@ from orchestrator_service.storage.writer import StorageFailed
 PAGE = 256
 FROM_THE_START = -1
 STORAGE_RETRY_S = 1.0
+# What tells the limiter to be slower, in its words.
+REFUSALS: Mapping[FailureKind, RefusalKind] = {
+    FailureKind.RATE_LIMITED: "rate",
+    FailureKind.OVERLOADED: "overload",
+}
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -41,6 +50,8 @@ class Provider(Protocol):
     """The call seam: one request out, one reply back; it raises nothing but CancelledError."""
 
     async def send(self, request: Request) -> Reply: ...
+
+    async def count_tokens(self, request: Request) -> int | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,11 @@ class Tools:
     # Where the provider is; a batch that was started elsewhere is held.
     base_url: str
     limiter: Limiter
+    experience: Experience
+    # Of a day, for an owner and for this server.
+    daily: DailyBudgets
+    # Rung at every settlement of any batch: what waits for a day's budget looks again.
+    settled: Bell
     clock: Clock
     # A number in [0, 1).
     rng: Callable[[], float]
@@ -67,7 +83,7 @@ class Runner:
         self.batch = batch
         self._tools = tools
         self._woken = asyncio.Event()
-        self._settled = asyncio.Event()
+        self._settled = Bell()
         self._changed = True
         self._stopping = False
         self._halted = False
@@ -75,14 +91,9 @@ class Runner:
         self._at_work: set[int] = set()
         self._slots: set[int] = set()
         # What waits for the limiter or between attempts: ended at once by a hold.
-        self._waits: set[asyncio.Future[None]] = set()
-        self._waiting_for_limit = 0
+        self._waits: set[asyncio.Future[object]] = set()
         self._page: deque[Waiting] = deque()
         self._place = FROM_THE_START
-
-    @property
-    def waits_for_limit(self) -> bool:
-        return self._waiting_for_limit > 0
 
     @property
     def has_news(self) -> bool:
@@ -162,11 +173,12 @@ class Runner:
             attempts = Attempts(item=item, filled=planned.prompts.render(item))
             delay_s: float | None = 0.0
             while delay_s is not None:
-                if not await self._pause(delay_s) or not await self._granted(priority=terms.priority):
+                ticket = await self._turn(attempts, terms, delay_s=delay_s)
+                if ticket is None:
                     # Left PENDING by a hold, which may be gone again: it must be found again.
                     self.wake()
                     return
-                delay_s = await self._attempt(attempts, terms)
+                delay_s = await self._attempt(attempts, terms, ticket)
         finally:
             self._at_work.discard(number)
             self._free(number)
@@ -175,31 +187,76 @@ class Runner:
         self._slots.discard(number)
         self._woken.set()
 
-    async def _attempt(self, attempts: Attempts, terms: Terms) -> float | None:
+    async def _turn(self, attempts: Attempts, terms: Terms, *, delay_s: float) -> Ticket | None:
+        """Waits between attempts and for the rate limit; None where a hold came first."""
+        if not await self._pause(delay_s):
+            return None
+        if terms.counted and attempts.counted_tokens is None:
+            # Asked while nothing of the call is reserved yet; it costs nothing.
+            attempts.counted_tokens = await self._tools.provider.count_tokens(attempts.request(terms))
+        return await self._granted(self._wanted(attempts, terms))
+
+    async def _attempt(self, attempts: Attempts, terms: Terms, ticket: Ticket) -> float | None:
         """One call. How long to wait before the next attempt; None where there is none here."""
         # Taken before the claim: a settlement that is committed right behind it must not be missed.
-        settled = self._settled
+        settled = {BudgetScope.BATCH: self._settled.next()}
+        of_any = self._tools.settled.next()
         claimed = await self._claim(attempts, terms)
         if not isinstance(claimed, Claimed):
             # Those who wait for the budget ask again at every settlement; other batches need the places.
-            self._tools.limiter.give_back()
+            ticket.give_back()
         if isinstance(claimed, NotClaimable):
             self.wake()
             return None
         if isinstance(claimed, WaitForSettlement):
-            await self._unless_halted(_set(settled))
+            # A day's budget is shared with other batches.
+            await self._unless_halted(_set(settled.get(claimed.scope, of_any)))
             return 0.0
-        reply = await self._send(attempts.request(terms))
+        reply = await self._send(attempts.request(terms, speed=self._tools.experience.speed(terms.model)))
+        self._learn(reply, attempts, terms, ticket)
         judged = self._judged(reply, attempts, terms, claimed)
         if judged.retry_after_s is None:
             # The next one's claim is queued right behind this settlement, which guards it: one commit for both.
             self._free(attempts.item.number)
         state = await self._settle(judged)
-        self._settled.set()
-        self._settled = asyncio.Event()
+        self._settled.ring()
+        self._tools.settled.ring()
         if state is not BatchState.RUNNING:
             self.wake()
         return judged.retry_after_s
+
+    def _wanted(self, attempts: Attempts, terms: Terms) -> Wanted:
+        experience, counted = self._tools.experience, attempts.counted_tokens
+        return Wanted(
+            model=terms.model,
+            owner=terms.owner,
+            batch=self.batch,
+            priority=terms.priority,
+            input_tokens=counted or experience.input_tokens(terms.model, attempts.characters),
+            output_tokens=min(attempts.max_tokens, experience.output_tokens(terms.model, attempts.item.tier.id)),
+        )
+
+    def _learn(self, reply: Reply, attempts: Attempts, terms: Terms, ticket: Ticket) -> None:
+        """The limiter takes the truth for its estimate; the next deadlines and estimates follow from it."""
+        usage, failure = reply.usage, reply.failure
+        refusal = None
+        if failure is not None and failure.kind in REFUSALS:
+            refusal = Refusal(REFUSALS[failure.kind], failure.server_delay_s)
+        # What was refused or never sent used nothing; of what was lost on its way nobody knows.
+        unused = 0 if failure is not None and not failure.possibly_paid else None
+        ticket.settle(
+            input_tokens=unused if usage is None else usage.prompt_tokens - usage.cache_read_tokens,
+            output_tokens=unused if usage is None else usage.output_tokens,
+            limits=reply.limits,
+            refusal=refusal,
+        )
+        experience = self._tools.experience
+        if failure is not None and failure.kind is FailureKind.TIMEOUT:
+            experience.timed_out(terms.model)
+        if usage is not None and failure is None:
+            real_s = reply.duration_s * terms.policy.speed_up
+            tier = attempts.item.tier.id
+            experience.answered(terms.model, tier, characters=attempts.characters, usage=usage, real_s=real_s)
 
     async def _send(self, request: Request) -> Reply:
         try:
@@ -235,9 +292,10 @@ class Runner:
             number=attempts.item.number,
             epoch=terms.epoch,
             prompt_sha256=attempts.filled.sha256,
-            purpose=CallPurpose.GENERATE,
+            purpose=attempts.purpose,
             max_tokens=attempts.max_tokens,
             reserve_nanos=attempts.reserve_nanos(terms),
+            daily=self._tools.daily,
             now_us=self._tools.clock.now_us(),
         )
         return await self._patiently(partial(self._tools.database.write, claim(wanted)))
@@ -255,19 +313,22 @@ class Runner:
         """Waits between two attempts; False where a hold came first."""
         return not self._halted if delay_s == 0 else await self._unless_halted(self._tools.clock.sleep_s(delay_s))
 
-    async def _granted(self, *, priority: int) -> bool:
-        """A place in the limit of requests; False where a hold came first."""
+    async def _granted(self, wanted: Wanted) -> Ticket | None:
+        """A place in the limits that all batches share; None where a hold came first."""
         if self._halted:
-            return False
-        if self._tools.limiter.try_acquire():
-            return True
-        self._waiting_for_limit += 1
-        try:
-            return await self._unless_halted(self._tools.limiter.acquire(priority=priority))
-        finally:
-            self._waiting_for_limit -= 1
+            return None
+        ticket = self._tools.limiter.try_acquire(wanted)
+        if ticket is not None:
+            return ticket
+        waiting = asyncio.ensure_future(self._tools.limiter.acquire(wanted))
+        if await self._unless_halted(waiting):
+            return waiting.result()
+        if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+            # Granted in the moment of the hold.
+            waiting.result().give_back()
+        return None
 
-    async def _unless_halted(self, awaitable: Awaitable[None]) -> bool:
+    async def _unless_halted(self, awaitable: Awaitable[object]) -> bool:
         """Waits; False where the wait was ended by a hold."""
         wait = asyncio.ensure_future(awaitable)
         if self._halted:
@@ -303,15 +364,18 @@ class Runner:
 
     def _terms(self, snapshot: Snapshot, planned: Planned) -> Terms:
         row = snapshot.row
+        rate = self._tools.rate(row["rate"])
         return Terms(
             batch=self.batch,
+            owner=row["owner"],
             epoch=row["epoch"],
             spec=planned.spec,
             model=row["model"],
-            rate=self._tools.rate(row["rate"]),
+            rate=rate,
             policy=Policy(max_attempts=planned.spec.max_attempts, speed_up=row["speed_up"]),
             priority=row["priority"],
             stop_on_error=row["stop_on_error"],
+            counted=rate is not None and (row["budget_nanos"] is not None or self._tools.daily != NO_LIMITS),
         )
 
 

@@ -56,9 +56,9 @@ class Supervisor:
         self._runners[batch] = Runner(batch, self._tools)
         self._tasks[batch] = asyncio.create_task(self._run(batch), name=f"runner {batch}")
 
-    def waits_for_limit(self, batch: str) -> bool:
-        runner = self._runners.get(batch)
-        return runner is not None and runner.waits_for_limit
+    def limit_wait_s(self, batch: str) -> float | None:
+        """About how long until the rate limit lets the batch's next call through; None where none waits for it."""
+        return self._tools.limiter.wait_s(batch) if batch in self._runners else None
 
     async def stop(self, *, drain_s: float) -> None:
         """Starts nothing more; calls in flight have `drain_s` to end, then they are given up and possibly spent."""
@@ -79,10 +79,13 @@ class Supervisor:
         delay_s, failures = RETRY_MIN_S, 0
         try:
             while not self._stopping:
-                runner = self._runners[batch]
+                runner, began_s = self._runners[batch], self._tools.clock.monotonic_s()
                 try:
                     await runner.run()
                 except Exception as error:
+                    if self._tools.clock.monotonic_s() - began_s > RETRY_MAX_S:
+                        # It did its work for a while: not the same failure over and over.
+                        delay_s, failures = RETRY_MIN_S, 0
                     log.error("runner failed", batch=batch, exc_info=error, again_in_s=delay_s)
                     failures += 1
                     await self._put_in_order(batch, held=failures >= FAILURES_MAX)

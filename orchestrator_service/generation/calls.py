@@ -241,7 +241,7 @@ def stop_failure(stop_reason: object, *, max_tokens: int) -> CallFailure | None:
 
 def unreadable() -> CallFailure:
     return CallFailure(
-        kind=FailureKind.MALFORMED, message="The provider's answer could not be read.", possibly_paid=True
+        kind=FailureKind.UNREADABLE, message="The provider's answer could not be read.", possibly_paid=True
     )
 
 

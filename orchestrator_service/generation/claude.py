@@ -96,11 +96,10 @@ class Claude:
         except sdk.errors as error:
             return exchange.failed(_failure_of(error), response=_response_of(error))
 
-    async def count_tokens(self, model: str, system: str, user: str) -> int | None:
-        """How many input tokens a prompt has, at no cost; None where the server can't tell."""
-        body = {"model": model, "messages": [{"role": "user", "content": user}]} | (
-            {"system": system} if system else {}
-        )
+    async def count_tokens(self, request: Request) -> int | None:
+        """How many input tokens a call has, at no cost; None where the server can't tell."""
+        body = request_body(request)
+        del body["max_tokens"]
         sdk = await self._connected()
         try:
             response = await sdk.post("/v1/messages/count_tokens", body, timeout_s=ASIDE_DEADLINE_S)

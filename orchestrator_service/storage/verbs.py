@@ -208,8 +208,14 @@ def _clear_holds(tx: Transaction, row: RowMapping, *, daily: DailyBudgets, now_u
 
 def _hold_stands(standing: RowMapping, budget_nanos: int) -> ParleyError:
     named, remedy = {
-        BudgetScope.OWNER_DAY: ("the owner's budget for a day", "It is whole again at 00:00 UTC."),
-        BudgetScope.SERVER_DAY: ("the server's budget for a day", "It is whole again at 00:00 UTC."),
+        BudgetScope.OWNER_DAY: (
+            "the owner's budget for a day (PARLEY_OWNER_DAILY_BUDGET)",
+            "It is whole again at 00:00 UTC.",
+        ),
+        BudgetScope.SERVER_DAY: (
+            "the server's budget for a day (PARLEY_DAILY_BUDGET)",
+            "It is whole again at 00:00 UTC.",
+        ),
     }.get(standing["scope"], ("the budget", "Raise the budget."))
     needs: int = standing["needs_nanos"]
     return ParleyError(
@@ -230,11 +236,10 @@ def _renew(tx: Transaction, row: RowMapping, *, priced: PricedAt | None, at: At 
     values: dict[str, Any] = {"recent_ends": NO_ENDS}
     if at is not None:
         values |= {"base_url": at.base_url, "sandbox": at.sandbox, "speed_up": at.speed_up}
-    if priced is not None and priced.version != row["rate_version"]:
-        if priced.rate != row["rate"]:
-            keep_rate(tx, row["model"], priced)
-            values |= {"rate": priced.rate, "rate_version": priced.version}
-            events.append(tx, row["id"], "rates_changed", {"rate_version": priced.version}, now_us=now_us)
+    if priced is not None and priced.rate != row["rate"]:
+        keep_rate(tx, row["model"], priced)
+        values |= {"rate": priced.rate, "rate_version": priced.version}
+        events.append(tx, row["id"], "rates_changed", {"rate_version": priced.version}, now_us=now_us)
     tx.connection.execute(update(batches).where(batches.c.id == row["id"]).values(values))
 
 

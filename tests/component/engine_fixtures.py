@@ -14,10 +14,13 @@ from typing import Any
 from anyio.lowlevel import checkpoint
 from storage_fixtures import Store, new_batch, rows_of
 
+from orchestrator_service.domain.budget import DailyBudgets
 from orchestrator_service.domain.ledger import Rate, Usage
 from orchestrator_service.domain.retry import FailureKind
 from orchestrator_service.domain.spec import Builtins, Exchanges, Listed, Spec, Tier
-from orchestrator_service.engine.limiter import Limiter
+from orchestrator_service.engine.bell import Bell
+from orchestrator_service.engine.experience import Experience
+from orchestrator_service.engine.limiter import Limiter, Ticket, Wanted
 from orchestrator_service.engine.runner import Tools
 from orchestrator_service.engine.supervisor import Supervisor
 from orchestrator_service.generation.claude import CallFailure, Reply, Request
@@ -143,6 +146,9 @@ class Desk:
         self.calls: list[Call] = []
         # What answers every call at once, where it is given.
         self.at_once: Callable[[Call], Reply] | None = None
+        # What every prompt counts; None where the provider can't tell.
+        self.counted: int | None = None
+        self.counts_asked = 0
         self._news = news
 
     async def send(self, request: Request) -> Reply:
@@ -154,6 +160,10 @@ class Desk:
             call.answer(self.at_once(call))
         self._news.tell()
         return await call.reply
+
+    async def count_tokens(self, request: Request) -> int | None:
+        self.counts_asked += 1
+        return self.counted
 
     @property
     def in_flight(self) -> list[int]:
@@ -174,15 +184,15 @@ class ToldLimiter(Limiter):
     """Says when somebody waits."""
 
     def __init__(self, *, requests: int, window_s: float, clock: SteppedClock, news: News) -> None:
-        super().__init__(requests=requests, window_s=window_s, clock=clock)
+        super().__init__(requests_per_minute=requests, window_s=window_s, clock=clock)
         self._news = news
         self.waiting = 0
 
-    async def acquire(self, *, priority: int) -> None:
+    async def acquire(self, wanted: Wanted) -> Ticket:
         self.waiting += 1
         asyncio.get_running_loop().call_soon(self._news.tell)
         try:
-            await super().acquire(priority=priority)
+            return await super().acquire(wanted)
         finally:
             self.waiting -= 1
             self._news.tell()
@@ -195,6 +205,7 @@ class World(Store):
     desk: Desk = field(init=False)
     limiter: ToldLimiter = field(init=False)
     supervisor: Supervisor = field(init=False)
+    daily: DailyBudgets = DailyBudgets()
 
     def employ(self, *, requests: int, window_s: float) -> None:
         self.desk = Desk(self.news)
@@ -209,6 +220,9 @@ class World(Store):
                 provider=self.desk,
                 base_url="http://127.0.0.1",
                 limiter=self.limiter,
+                experience=Experience(),
+                daily=self.daily,
+                settled=Bell(),
                 clock=self.clock,
                 rng=lambda: 1.0,
                 plan=planned,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from parley.v1 import batch_pb2, conversation_pb2
 
 from orchestrator_service.domain.retry import (
+    CLEARS_AFTER_MAX_S,
     Change,
     Decision,
     FailureKind,
@@ -15,6 +16,7 @@ from orchestrator_service.domain.retry import (
     HoldBatch,
     Policy,
     RetryAfter,
+    Speed,
     deadline_s,
     decide,
 )
@@ -35,7 +37,10 @@ def judged(kind: FailureKind, policy: Policy = POLICY, **facts: Any) -> Decision
     return decide(policy, kind=kind, **given | facts)
 
 
-@pytest.mark.parametrize("kind", [FailureKind.SERVER_ERROR, FailureKind.CONNECTION_LOST, FailureKind.TIMEOUT])
+@pytest.mark.parametrize(
+    "kind",
+    [FailureKind.SERVER_ERROR, FailureKind.CONNECTION_LOST, FailureKind.TIMEOUT, FailureKind.UNREADABLE],
+)
 def test_trouble_on_the_way_is_tried_again_with_growing_delays(kind: FailureKind) -> None:
     delays = [judged(kind, Policy(max_attempts=20), attempt=attempt) for attempt in (1, 2, 3, 7, 19)]
     assert delays == [RetryAfter(delay_s=delay_s, counts=True) for delay_s in (1.0, 2.0, 4.0, 60.0, 60.0)]
@@ -100,9 +105,23 @@ def test_an_answer_that_was_cut_gets_more_tokens_once() -> None:
     assert isinstance(decision, GiveUp) and decision.reason == "MAX_TOKENS"
 
 
-def test_a_malformed_answer_is_asked_for_more_strictly_once_and_then_plainly() -> None:
+def test_a_malformed_answer_is_asked_for_more_strictly_once() -> None:
     assert judged(FailureKind.MALFORMED) == RetryAfter(delay_s=0.0, counts=True, change=Change.STRICTER)
-    assert judged(FailureKind.MALFORMED, attempt=2, was_changed=True) == RetryAfter(delay_s=2.0, counts=True)
+    decision = judged(FailureKind.MALFORMED, attempt=2, was_changed=True)
+    assert isinstance(decision, GiveUp) and decision.reason == "MALFORMED"
+
+
+def test_a_spend_limit_clears_when_the_provider_says_so() -> None:
+    def clears_after_s(kind: FailureKind, server_delay_s: float | None) -> float | None:
+        decision = judged(kind, server_delay_s=server_delay_s)
+        assert isinstance(decision, HoldBatch)
+        return decision.clears_after_s
+
+    assert clears_after_s(FailureKind.PROVIDER_LIMIT, 3_600.0) == 3_600.0
+    assert clears_after_s(FailureKind.PROVIDER_LIMIT, -1.0) == 0.0
+    assert clears_after_s(FailureKind.PROVIDER_LIMIT, 1e12) == CLEARS_AFTER_MAX_S
+    assert clears_after_s(FailureKind.PROVIDER_LIMIT, None) is None
+    assert clears_after_s(FailureKind.CREDENTIALS, 3_600.0) is None
 
 
 @pytest.mark.parametrize(
@@ -160,6 +179,12 @@ def test_the_deadline_follows_from_the_tokens_and_the_speed() -> None:
     assert deadline_s(4_096) == pytest.approx(303.07, abs=0.01)
     assert deadline_s(4_096, speed_up=10.0) == pytest.approx(30.31, abs=0.01)
     assert deadline_s(4_096, speed_up=1e6) == 10.0
+
+
+def test_a_slow_model_has_more_time_and_a_fast_one_never_less_than_its_longest_call() -> None:
+    assert deadline_s(4_096, speed=Speed(tokens_per_s=5.0)) == pytest.approx(849.2)
+    assert deadline_s(4_096, speed=Speed(tokens_per_s=100.0, longest_s=200.0)) == 200.0
+    assert deadline_s(4_096, speed=Speed(tokens_per_s=100.0, longest_s=200.0), speed_up=10.0) == 20.0
 
 
 def test_the_deadline_is_far_above_what_calls_of_the_original_took() -> None:
