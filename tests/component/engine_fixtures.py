@@ -14,7 +14,6 @@ from typing import Any
 from anyio.lowlevel import checkpoint
 from storage_fixtures import Store, new_batch, rows_of
 
-from orchestrator_service.domain.budget import DailyBudgets
 from orchestrator_service.domain.ledger import Rate, Usage
 from orchestrator_service.domain.retry import FailureKind
 from orchestrator_service.domain.spec import Builtins, Exchanges, Listed, Spec, Tier
@@ -205,7 +204,6 @@ class World(Store):
     desk: Desk = field(init=False)
     limiter: ToldLimiter = field(init=False)
     supervisor: Supervisor = field(init=False)
-    daily: DailyBudgets = DailyBudgets()
 
     def employ(self, *, requests: int, window_s: float) -> None:
         self.desk = Desk(self.news)

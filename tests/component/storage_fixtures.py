@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, RowMapping, text
 
 from orchestrator_service.domain.batch import FINAL, BatchState, HoldReason
+from orchestrator_service.domain.budget import DailyBudgets, WaitForSettlement
 from orchestrator_service.domain.ledger import CallOutcome, CallPurpose, Usage
 from orchestrator_service.storage import batches, events, verbs
 from orchestrator_service.storage.batches import NewBatch, Snapshot
-from orchestrator_service.storage.claims import Claim, Claimed, NotClaimable, WaitForSettlement, claim
+from orchestrator_service.storage.claims import Claim, Claimed, NotClaimable, claim
 from orchestrator_service.storage.conversations import Which
 from orchestrator_service.storage.database import Database, open_database
 from orchestrator_service.storage.events import LoggedEvent
+from orchestrator_service.storage.rates import PricedAt
 from orchestrator_service.storage.requests import Request
 from orchestrator_service.storage.settlements import Again, GivenUp, Made, Settlement, settle_call
 from orchestrator_service.storage.transitions import NewHold
@@ -45,6 +47,7 @@ class Store:
     told: list[set[str]] = field(default_factory=list[set[str]])
     now_us: int = 1_000
     made: int = 0
+    daily: DailyBudgets = DailyBudgets()
 
     async def write(self, fact: Fact[T]) -> T:
         return await self.database.write(fact)
@@ -71,6 +74,7 @@ class Store:
             purpose=CallPurpose.GENERATE,
             max_tokens=100,
             reserve_nanos=reserve,
+            daily=self.daily,
             now_us=self.tick(),
         )
 
@@ -112,8 +116,8 @@ class Store:
     async def pause(self, batch: str, *, etag: str = "") -> None:
         await self.write(verbs.pause(batch, etag=etag, now_us=self.tick()))
 
-    async def resume(self, batch: str, *, etag: str = "") -> None:
-        await self.write(verbs.resume(batch, etag=etag, now_us=self.tick()))
+    async def resume(self, batch: str, *, etag: str = "", priced: PricedAt | None = None) -> None:
+        await self.write(verbs.resume(batch, etag=etag, priced=priced, daily=self.daily, now_us=self.tick()))
 
     async def cancel(self, batch: str, *, etag: str = "") -> None:
         await self.write(verbs.cancel(batch, etag=etag, now_us=self.tick()))
@@ -204,8 +208,8 @@ def rows_of(new: NewBatch) -> list[dict[str, Any]]:
     ]
 
 
-def held(reason: HoldReason = HoldReason.CREDENTIALS) -> NewHold:
-    return NewHold(reason, "The provider refuses the key.")
+def held(reason: HoldReason = HoldReason.CREDENTIALS, *, clears_us: int | None = None) -> NewHold:
+    return NewHold(reason, "The provider refuses the key.", clears_us=clears_us)
 
 
 def checked(fact: Fact[T], batch: str) -> Fact[T]:

@@ -20,10 +20,11 @@ from storage_fixtures import (
 
 from orchestrator_service.convert.batch import batch_message
 from orchestrator_service.convert.values import nanos
+from orchestrator_service.domain.budget import WaitForSettlement
 from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.domain.ledger import CallOutcome
 from orchestrator_service.storage import batches, recovery
-from orchestrator_service.storage.claims import NotClaimable, WaitForSettlement
+from orchestrator_service.storage.claims import NotClaimable
 from orchestrator_service.storage.conversations import Which
 from orchestrator_service.storage.requests import Request
 from orchestrator_service.storage.settlements import GivenUp, Made

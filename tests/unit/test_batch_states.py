@@ -17,7 +17,6 @@ from orchestrator_service.domain.batch import (
     Event,
     HoldReason,
     Refused,
-    budget_hold_message,
     checkpoint_message,
     decide,
     verdict,
@@ -116,11 +115,6 @@ def test_states_and_holds_are_those_of_the_contract() -> None:
     holds = {name.removeprefix("HOLD_REASON_") for name in batch_pb2.HoldReason.DESCRIPTOR.values_by_name}
     assert states - {"UNSPECIFIED"} >= set(BatchState) - {"PREPARING"}
     assert holds - {"UNSPECIFIED"} == set(HoldReason)
-
-
-def test_the_budget_hold_names_budget_spend_and_need() -> None:
-    message = budget_hold_message(budget_nanos=5_000_000_000, committed_nanos=4_987_600_000, next_nanos=31_250_000)
-    assert message == ("The budget is $5.00; $4.9876 is spent or may be, and the next call may cost up to $0.0312.")
 
 
 def test_the_checkpoint_says_what_was_started() -> None:

@@ -14,6 +14,8 @@ from orchestrator_service.domain.ledger import (
     Rate,
     Usage,
     cost_nanos,
+    counted_input_tokens,
+    most_input_tokens,
     reserve_nanos,
 )
 
@@ -114,3 +116,16 @@ def test_the_words_are_those_of_the_contract() -> None:
     for words, theirs in ((CallPurpose, pb.CallPurpose), (CallState, pb.CallState), (CallOutcome, pb.CallOutcome)):
         prefix = theirs.keys()[0].removesuffix("UNSPECIFIED")
         assert [prefix + word for word in words] == theirs.keys()[1:]
+
+
+def test_a_text_has_at_most_so_many_tokens() -> None:
+    assert most_input_tokens("") == 0
+    assert most_input_tokens("plain text") == 4
+    assert most_input_tokens("x" * 11) == 5
+    # A character of another script may take two.
+    assert most_input_tokens("\u4f60\u597d!") == 5
+
+
+def test_a_count_has_a_margin() -> None:
+    assert counted_input_tokens(0) == 20
+    assert counted_input_tokens(1_000) == 1_040
