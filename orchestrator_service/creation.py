@@ -53,7 +53,8 @@ class Limits:
     default_model: str
     max_concurrency: int
     max_conversations: int
-    requests_per_minute: int
+    # None where the provider's announcements decide.
+    requests_per_minute: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Creation:
         return found
 
     async def quote(self, planned: Planned, *, owner: str, deadline_s: float) -> quote_pb2.Quote:
-        workload = workload_of(planned, await self._input_sizes(planned), await self._pace())
+        workload = workload_of(planned, await self._input_sizes(planned), await self._pace(planned.spec.model))
         return await self.estimator.quote(
             workload, spec_sha256=planned.sha256, seed=planned.spec.seed, owner=owner, deadline_s=deadline_s
         )
@@ -251,16 +252,14 @@ class Creation:
             sizes[tier] = InputSize(sum(known) / len(known) if known else None, characters)
         return sizes
 
-    async def _pace(self) -> Pace:
-        announced = await self.provider.announcement()
-        limits = announced.limits
+    async def _pace(self, model: str) -> Pace:
+        announced, allowed = await self.provider.announcement(), await self.provider.allowed(model)
         return Pace(
             base_url=self.provider.base_url,
             speed_up=announced.speed_up,
-            requests_per_minute=self.limits.requests_per_minute,
-            # A sandbox announces what it allows in one of our minutes: the workload has the real one.
-            input_tokens_per_minute=(limits.input_tokens or 0) / announced.speed_up if limits else 0.0,
-            output_tokens_per_minute=(limits.output_tokens or 0) / announced.speed_up if limits else 0.0,
+            requests_per_minute=allowed.requests or 0.0,
+            input_tokens_per_minute=allowed.input_tokens or 0.0,
+            output_tokens_per_minute=allowed.output_tokens or 0.0,
         )
 
 

@@ -44,7 +44,8 @@ async def check_provider(creation: Creation, *, model: str) -> orchestrator_pb2.
 
 def _reply(creation: Creation, probe: Probe, *, model: str, cost: int) -> orchestrator_pb2.CheckProviderResponse:
     details = Struct()
-    details.update({"server_requests_per_minute": creation.limits.requests_per_minute})
+    if creation.limits.requests_per_minute is not None:
+        details.update({"server_requests_per_minute": creation.limits.requests_per_minute})
     reply = orchestrator_pb2.CheckProviderResponse(
         provider=batch_pb2.ProviderInfo(
             base_url=creation.provider.base_url, sandbox=probe.sandbox, speed_up=probe.speed_up

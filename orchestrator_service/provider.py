@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from orchestrator_service.engine.clock import Clock
-from orchestrator_service.engine.limiter import Limiter
+from orchestrator_service.engine.limiter import Limiter, PerMinute
 from orchestrator_service.generation.claude import Announcement, Claude, Probe, Reply, Request
 
 MINUTE_S = 60.0
@@ -53,8 +53,18 @@ class Provider:
         self._asked_s = now_s
         return self._announced
 
+    async def allowed(self, model: str) -> PerMinute:
+        """The limits that hold for the model, in real minutes, as far as they are known."""
+        announced = await self.announcement()
+        if announced.limits is not None:
+            self._limiter.learn(model, announced.limits)
+        return self._limiter.limits(model)
+
     async def probe(self, model: str) -> Probe:
-        return await self._claude.probe(model)
+        probe = await self._claude.probe(model)
+        if probe.limits is not None:
+            self._limiter.learn(model, probe.limits)
+        return probe
 
     async def close(self) -> None:
         await self._claude.aclose()

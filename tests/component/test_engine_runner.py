@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from engine_fixtures import COST, MADE, MALFORMED, MAX_TOKENS, RESERVE, Call, World, at_rest, engine, failed
 
+from orchestrator_service.domain.budget import DailyBudgets
 from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.domain.retry import FailureKind
+from orchestrator_service.engine.holds import HoldSweep
+from orchestrator_service.engine.limiter import Wanted
 from orchestrator_service.generation.claude import Reply
 
 pytestmark = pytest.mark.anyio
@@ -144,11 +147,11 @@ async def test_a_pause_ends_the_wait_for_the_limit_at_once(tmp_path: Path) -> No
     async with engine(tmp_path / "o.db", requests=1) as world:
         batch = await world.begin(5, concurrency=3)
         await world.news.until(lambda: world.limiter.waiting == 2 and len(world.desk.in_flight) == 1)
-        assert world.supervisor.waits_for_limit(batch)
+        assert (world.supervisor.limit_wait_s(batch) or 0) > 0
         await world.verb("pause", batch)
         await world.news.until(lambda: world.limiter.waiting == 0)
         await at_rest()
-        assert not world.supervisor.waits_for_limit(batch)
+        assert world.supervisor.limit_wait_s(batch) is None
         world.desk.answer()
         await world.until_state(batch, "PAUSED")
         assert len(world.desk.calls) == 1
@@ -332,12 +335,21 @@ async def test_a_malformed_answer_is_asked_for_again_more_strictly(world: World)
     batch = await world.begin(1)
     await world.until_state(batch, "SUCCEEDED")
     assert [call.request.stricter for call in world.desk.calls] == [False, True]
+    assert await world.ask("SELECT purpose FROM calls ORDER BY id") == [("GENERATE",), ("REPAIR",)]
     # Both were paid, and both are in the sum.
     assert (await world.get(batch)).row["confirmed_nanos"] == 2 * COST
     assert await world.ask("SELECT outcome, cost_nanos FROM calls ORDER BY id") == [
         ("MALFORMED", COST),
         ("ANSWERED", COST),
     ]
+
+
+async def test_a_repair_that_is_malformed_too_is_given_up(world: World) -> None:
+    world.desk.at_once = lambda call: MALFORMED
+    batch = await world.begin(1)
+    await world.until_state(batch, "FAILED")
+    assert len(world.desk.calls) == 2
+    assert await world.ask("SELECT failure_reason FROM conversations") == [("MALFORMED",)]
 
 
 @pytest.mark.parametrize(("second", "ends"), [(MADE, "SUCCEEDED"), (failed(FailureKind.CUT), "FAILED")])
@@ -405,13 +417,80 @@ async def test_a_budget_is_never_overdrawn_and_a_raised_one_goes_on_by_itself(wo
     await world.until_state(batch, "SUCCEEDED")
 
 
+async def test_where_a_budget_is_in_force_what_a_call_may_cost_is_counted_once(world: World) -> None:
+    world.desk.counted = 7
+    world.desk.at_once = in_turn(failed(FailureKind.OVERLOADED, server_delay_s=0.0), MADE, MADE)
+    unlimited = await world.begin(1)
+    await world.news.until(lambda: len(world.clock.sleepers) == 1)
+    await world.clock.pass_s(1.0)
+    await world.until_state(unlimited, "SUCCEEDED")
+    assert world.desk.counts_asked == 0
+    limited = await world.begin(1, budget_nanos=10 * RESERVE)
+    await world.until_state(limited, "SUCCEEDED")
+    assert world.desk.counts_asked == 1
+
+
+async def test_a_days_budget_waits_for_what_other_batches_have_in_flight(tmp_path: Path) -> None:
+    async with engine(tmp_path / "o.db") as world:
+        world.daily = DailyBudgets(owner_nanos=RESERVE + COST)
+        world.supervisor = world.another_supervisor()
+        first = await world.begin(1)
+        await world.calls_in_flight(1)
+        second = await world.begin(2, first=11, concurrency=2)
+        await at_rest()
+        assert world.desk.numbers == [1]
+        world.desk.answer()
+        await world.news.until(lambda: len(world.desk.calls) == 2)
+        assert await world.state(first) == "SUCCEEDED"
+        world.desk.answer()
+        await world.until_state(second, "PAUSED")
+        (hold,) = (await world.get(second)).holds
+        assert hold["scope"] == "OWNER_DAY"
+        sweep = HoldSweep(world.database, world.supervisor, daily=world.daily, clock=world.clock)
+        await sweep.sweep()
+        assert await world.state(second) == "PAUSED"
+        world.clock.step(86_400.0)
+        world.desk.at_once = lambda call: MADE
+        await sweep.sweep()
+        await world.until_state(second, "SUCCEEDED")
+
+
+# What dooms the list.
+
+
+async def test_a_spend_limit_that_ends_lets_the_batch_go_on_by_itself(world: World) -> None:
+    world.desk.at_once = in_turn(failed(FailureKind.PROVIDER_LIMIT, server_delay_s=3_600.0), MADE)
+    batch = await world.begin(1)
+    await world.until_state(batch, "PAUSED")
+    sweep = HoldSweep(world.database, world.supervisor, daily=world.daily, clock=world.clock)
+    world.clock.step(3_599.0)
+    await sweep.sweep()
+    assert await world.state(batch) == "PAUSED"
+    world.clock.step(2.0)
+    await sweep.sweep()
+    await world.until_state(batch, "SUCCEEDED")
+
+
+async def test_the_breaker_holds_before_the_rest_of_the_list_burns(world: World) -> None:
+    world.desk.at_once = lambda call: failed(FailureKind.REFUSED)
+    batch = await world.begin(40, concurrency=4)
+    await world.until_state(batch, "PAUSED")
+    assert await world.holds(batch) == {"TOO_MANY_FAILURES"}
+    # Ten in a row, and what was in flight beside the tenth.
+    assert 10 <= len(world.desk.calls) <= 13
+    world.desk.at_once = lambda call: MADE
+    await world.verb("resume", batch)
+    await world.until_state(batch, "PARTIALLY_SUCCEEDED")
+
+
 # The limit that all share.
 
 
 async def test_batches_share_the_limit_by_priority(tmp_path: Path) -> None:
     async with engine(tmp_path / "o.db", requests=1, window_s=8.0) as world:
         world.desk.at_once = lambda call: MADE
-        assert world.limiter.try_acquire()
+        taken = Wanted(model="m", owner="bea", batch="b0", priority=3, input_tokens=1.0, output_tokens=1.0)
+        assert world.limiter.try_acquire(taken)
         names = [await world.begin(2, first=100 * priority, concurrency=2, priority=priority) for priority in (1, 2, 3)]
         await world.news.until(lambda: world.limiter.waiting == 6)
         for calls in range(1, 7):
@@ -420,4 +499,7 @@ async def test_batches_share_the_limit_by_priority(tmp_path: Path) -> None:
                 world.clock.step(min(world.clock.sleepers, default=0.0))
         for name in names:
             await world.until_state(name, "SUCCEEDED")
-        assert [number // 100 for number in world.desk.numbers] == [3, 3, 2, 2, 1, 1]
+        order = [number // 100 for number in world.desk.numbers]
+        # Each had its turn, and the higher was done first.
+        assert sorted(order[:3]) == [1, 2, 3]
+        assert order[3:] == [3, 2, 1]
