@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import makespan, memory, throughput
+from benchmarks import crowd, durability, limits, makespan, memory, throughput
 from benchmarks.figures import Figure, as_json, table
 
-PARTS = ("makespan", "throughput", "memory")
+PARTS = ("makespan", "throughput", "limits", "durability", "crowd", "memory")
 
 
 def main() -> int:
@@ -45,6 +45,12 @@ async def _measure(options: argparse.Namespace, folder: Path) -> list[Figure]:
     if "throughput" in parts:
         rounds = options.rounds or (1 if options.quick else 3)
         figures += await throughput.measure(folder / "throughput", count=options.count, rounds=rounds)
+    if "limits" in parts:
+        figures += await limits.measure(folder / "limits")
+    if "durability" in parts:
+        figures += await durability.measure(folder / "durability")
+    if "crowd" in parts:
+        figures += await crowd.measure(folder / "crowd", each=250 if options.quick else 1_000)
     if "memory" in parts:
         large = options.large or (10_000 if options.quick else 100_000)
         figures += await memory.measure(folder / "memory", small=options.count, large=large)

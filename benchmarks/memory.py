@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from parley.client import BatchClient
 
 from benchmarks import work
 from benchmarks.figures import Figure, Limit
-from benchmarks.services import NotServing, Services, running
+from benchmarks.services import NotServing, Services, beside, running
 from benchmarks.work import progress
 
 CONCURRENCY = 10
@@ -76,7 +76,7 @@ async def _sampling(services: Services, peak: _Peak) -> AsyncGenerator[None]:
             peak.both_mib = max(peak.both_mib, held_mib)
             await asyncio.sleep(SAMPLE_S)
 
-    async with _beside(sample()):
+    async with beside(sample()):
         yield
 
 
@@ -96,16 +96,8 @@ async def _asking(address: str, peak: _Peak) -> AsyncGenerator[None]:
                 peak.health_s.append(time.monotonic() - began_s)
                 await asyncio.sleep(HEALTH_S)
 
-    async with _beside(ask()):
+    async with beside(ask()):
         yield
-
-
-@asynccontextmanager
-async def _beside(work: Coroutine[None, None, None]) -> AsyncGenerator[None]:
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(work)
-        yield
-        task.cancel()
 
 
 def _peak_figures(few: _Peak) -> list[Figure]:

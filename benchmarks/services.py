@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,15 @@ async def running(folder: Path, *sandbox_options: str, concurrency: int) -> Asyn
             _running(folder / "orchestrator.log", ("-m", "orchestrator_service"), environment)
         )
         yield Services(sandbox, estimator, orchestrator, folder)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[None, None, None]) -> AsyncGenerator[None]:
+    """Something that goes on until the block has ended."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        yield
+        task.cancel()
 
 
 @asynccontextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import resource
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import lru_cache
 
 from parley.v1.batch_pb2 import BatchSpec
@@ -36,7 +37,8 @@ from orchestrator_service.outbox import Outbox
 from orchestrator_service.provider import MINUTE_S, Provider
 from orchestrator_service.quotes import Estimator
 from orchestrator_service.service import Service
-from orchestrator_service.storage.database import Database, DatabaseUnusable, open_database
+from orchestrator_service.storage.database import Database, DatabaseUnusable, open_database, unusable
+from orchestrator_service.storage.writer import StorageFailed
 from orchestrator_service.watch import Watchers
 
 # Plans of batches that run or are read; a plan takes tens of milliseconds and no memory per conversation.
@@ -47,6 +49,7 @@ COLLECT_EVERY = 20_000
 
 def main() -> int:
     telemetry.configure("orchestrator")
+    _allow_open_files()
     try:
         asyncio.run(serve(config.load()))
     except (BootError, DatabaseUnusable) as error:
@@ -55,6 +58,13 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _allow_open_files() -> None:
+    """A call in flight holds a connection, a watcher another: as many as the system lets a process have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def serve(settings: Settings) -> None:
@@ -90,7 +100,7 @@ async def serve(settings: Settings) -> None:
         )
         add_BatchOrchestratorServicer_to_server(Api(service), server.aio)
         await server.start()
-        await supervisor.start()
+        await _recover(supervisor, server, settings)
         aside = [
             asyncio.create_task(Outbox(database, estimator, clock).run()),
             asyncio.create_task(HoldSweep(database, supervisor, daily=tools.daily, clock=clock).run()),
@@ -111,6 +121,15 @@ async def serve(settings: Settings) -> None:
                 task.cancel()
             await asyncio.gather(*aside, return_exceptions=True)
             await supervisor.stop(drain_s=0)
+
+
+async def _recover(supervisor: Supervisor, server: Server, settings: Settings) -> None:
+    """A file whose damage shows only now is as unusable as one that can't be opened."""
+    try:
+        await supervisor.start()
+    except StorageFailed as error:
+        await server.stop()
+        raise unusable(settings.orchestrator_database, error) from error
 
 
 async def _warm_up(provider: Provider) -> None:

@@ -39,7 +39,8 @@ __all__ = ["Claude", "Request", "Reply", "CallFailure", "Limits", "Announcement"
 ANTHROPIC_URL = "https://api.anthropic.com"
 # Above this a call may take so long that idle connections are cut on the way: stream, although it costs more CPU.
 MAX_TOKENS_UNSTREAMED = 21_333
-CONNECTIONS_MAX = 1_100
+# Ten batches of a thousand calls in flight each, and what is asked beside them.
+CONNECTIONS_MAX = 10_100
 KEEPALIVE_S = 30.0
 PROBE_MAX_TOKENS = 16
 ASIDE_DEADLINE_S = 30.0
