@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 from contextlib import AsyncExitStack, suppress
+from decimal import Decimal
 from functools import lru_cache
 
 from parley.v1.batch_pb2 import BatchSpec
@@ -87,7 +88,7 @@ async def serve(settings: Settings) -> None:
         provider = _provider(settings, limiter, clock)
         stack.push_async_callback(provider.close)
         creation = _creation(settings, database, estimator, provider, clock)
-        tools = _tools(creation, limiter, settings.daily(), clock)
+        tools = _tools(creation, limiter, _daily(settings), clock)
         supervisor = Supervisor(tools)
         service = Service(
             database=database,
@@ -139,6 +140,13 @@ async def _warm_up(provider: Provider) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_EVERY, 20, 20)
+
+
+def _daily(settings: Settings) -> DailyBudgets:
+    def nanos(dollars: Decimal | None) -> int | None:
+        return None if dollars is None else int(dollars * 1_000_000_000)
+
+    return DailyBudgets(owner_nanos=nanos(settings.owner_daily_budget), server_nanos=nanos(settings.daily_budget))
 
 
 def _estimator_channel(settings: Settings) -> ChannelSettings:

@@ -10,8 +10,6 @@ from parley.wire.server import ServerSettings
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from orchestrator_service.domain.budget import DailyBudgets
-
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PARLEY_", frozen=True, extra="ignore", populate_by_name=True)
@@ -45,9 +43,6 @@ class Settings(BaseSettings):
         default="https://api.anthropic.com", validation_alias="ANTHROPIC_BASE_URL", pattern=r"^https?://[^/ ]+"
     )
 
-    def daily(self) -> DailyBudgets:
-        return DailyBudgets(owner_nanos=_nanos(self.owner_daily_budget), server_nanos=_nanos(self.daily_budget))
-
     def server(self) -> ServerSettings:
         return ServerSettings(
             listen=self.orchestrator_listen,
@@ -59,10 +54,6 @@ class Settings(BaseSettings):
             drain_s=self.drain_s,
             listen_setting="PARLEY_ORCHESTRATOR_LISTEN",
         )
-
-
-def _nanos(dollars: Decimal | None) -> int | None:
-    return None if dollars is None else int(dollars * 1_000_000_000)
 
 
 def load() -> Settings:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from parley.v1 import batch_pb2, orchestrator_pb2, quote_pb2
@@ -45,6 +46,8 @@ PRICES_DEADLINE_S = 3.0
 EXPECTED_TOKENS = {"template": 3_000.0, "scenario": 4_000.0, "edge_case": 5_000.0}
 EXPECTED_OTHERWISE = 4_000.0
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -71,7 +74,7 @@ class Creation:
 
     async def plan(self, spec: batch_pb2.BatchSpec) -> Planned:
         """Raises what no plan can be made of."""
-        planned = self.planned(spec)
+        planned = await asyncio.to_thread(self.planned, spec)
         total = sum(tier.count for tier in planned.spec.tiers) + len(planned.spec.listed)
         if total > self.limits.max_conversations:
             raise _over("BATCH_TOO_LARGE", "spec.tiers", "conversations", total, self.limits.max_conversations)
@@ -79,7 +82,12 @@ class Creation:
 
     async def findings(self, planned: Planned) -> list[Finding]:
         """Everything about the spec, errors first; filling every prompt is seconds of CPU, so not on the loop."""
-        found = await asyncio.to_thread(planned.findings)
+        left = threading.Event()
+        try:
+            found = await asyncio.to_thread(planned.findings, left.is_set)
+        finally:
+            # A caller who leaves can't stop the thread, which would fill prompts for nobody.
+            left.set()
         wanted, most = planned.spec.concurrency, self.limits.max_concurrency
         if wanted > most:
             message = f"{wanted} calls at the same time are asked for; PARLEY_MAX_CONCURRENCY of this server is {most}."
@@ -207,7 +215,7 @@ class Creation:
         try:
             await self._store_rows(batch, planned)
             # A caller who leaves now does not take it back, so the engine must hear of it all the same.
-            return await asyncio.shield(self._queue(batch, key, queued))
+            return await carried_through(self._queue(batch, key, queued))
         except BaseException:
             # Also where the caller left: what nobody will know of must not stay.
             await asyncio.shield(self.database.write(batches.discard(batch)))
@@ -324,6 +332,14 @@ def _fingerprint(planned: Planned) -> str:
 
 def body_sha256(request: Message) -> str:
     return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+
+
+async def carried_through(doing: Coroutine[Any, Any, T]) -> T:
+    """What it gives. A caller who leaves does not stop it."""
+    task = asyncio.create_task(doing)
+    # A refusal that nobody is left to hear is no error of the server.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
 
 
 def _over(reason: str, field: str, what: str, wanted: int, most: int) -> ParleyError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ from orchestrator_service.convert.dryrun import quote_reply
 from orchestrator_service.convert.export import part_message
 from orchestrator_service.convert.filters import filter_of, settings_of, spend_query_of
 from orchestrator_service.convert.values import nanos
-from orchestrator_service.creation import Creation, body_sha256
+from orchestrator_service.creation import Creation, body_sha256, carried_through
 from orchestrator_service.domain.budget import DailyBudgets
 from orchestrator_service.domain.errors import InvalidRequest, ParleyError
 from orchestrator_service.engine.clock import Clock
@@ -39,8 +39,9 @@ from orchestrator_service.storage.writer import Fact
 from orchestrator_service.watch import Watchers
 
 PAGE = 50
-# With texts and prompts a larger page might not fit a message.
+# With texts, prompts and all their parameters a larger page might not fit a message, nor the memory.
 FULL_PAGE_MAX = 100
+FULL_PAGE_MAX_BYTES = 8 * 1024 * 1024
 T = TypeVar("T")
 
 
@@ -69,7 +70,8 @@ class Service:
         provider = batch_pb2.ProviderInfo(
             base_url=self.creation.provider.base_url, sandbox=announced.sandbox, speed_up=announced.speed_up
         )
-        return quote_reply(planned, findings, quote, provider, sample=request.sample_prompts)
+        # Coverage of many axes and tiers is a million cells.
+        return await asyncio.to_thread(quote_reply, planned, findings, quote, provider, sample=request.sample_prompts)
 
     async def create_batch(
         self, request: orchestrator_pb2.CreateBatchRequest, caller: Identity, deadline_s: float
@@ -218,8 +220,8 @@ class Service:
         rows = list(await self.database.read(query))
         found = await self._conversations(snapshot, rows[:size], full=full)
         reply = orchestrator_pb2.ListConversationsResponse(conversations=found)
-        if len(rows) > size:
-            reply.next_page_token = tokens.page_token(rows[size - 1]["number"], request)
+        if len(rows) > len(found):
+            reply.next_page_token = tokens.page_token(found[-1].number, request)
         return reply
 
     async def list_calls(
@@ -318,7 +320,7 @@ class Service:
             self.supervisor.ensure_running(batch)
             return done
 
-        return await asyncio.shield(commit())
+        return await carried_through(commit())
 
     async def _batch(self, batch: str, caller: Identity) -> batch_pb2.Batch:
         return self._message(await self._snapshot(batch, caller))
@@ -360,12 +362,24 @@ class Service:
             return conversation_message(row, model=model, fingerprint=fingerprint, full=full)
 
         # A page of a thousand prompts takes long enough for others to notice.
-        return await asyncio.to_thread(lambda: [whole(row) for row in rows])
+        return await asyncio.to_thread(_that_fit, map(whole, rows))
 
     async def _source(self, batch: str, caller: Identity) -> Source:
         snapshot = await self._snapshot(batch, caller)
         planned = await self._planned(snapshot)
         return Source(batch, snapshot.row["display_name"], planned.prompts.dataset_system())
+
+
+def _that_fit(made: Iterable[conversation_pb2.Conversation]) -> list[conversation_pb2.Conversation]:
+    """As many as a page holds, at least one."""
+    page: list[conversation_pb2.Conversation] = []
+    size = 0
+    for one in made:
+        size += one.ByteSize()
+        if page and size > FULL_PAGE_MAX_BYTES:
+            break
+        page.append(one)
+    return page
 
 
 def _id(name: str) -> str:

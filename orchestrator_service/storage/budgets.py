@@ -110,12 +110,20 @@ def note_mark(tx: Transaction, batch: Row | RowMapping, *, before_nanos: int, no
     events.append(tx, batch["id"], "budget_mark", detail, now_us=now_us)
 
 
-def freed(tx: Transaction, batch: str, freed_nanos: int, *, now_us: int) -> None:
-    """Possibly spent money turned out to be less: a hold of the batch's budget asks for less, or is lifted."""
-    ours = (holds.c.batch == batch, holds.c.reason == HoldReason.BUDGET, holds.c.scope == BudgetScope.BATCH)
-    lowered = update(holds).where(*ours).values(needs_nanos=holds.c.needs_nanos - freed_nanos)
-    if tx.connection.execute(lowered).rowcount:
-        lift(tx, batch, now_us=now_us)
+def freed(tx: Transaction, batch: Row | RowMapping, freed_nanos: int, *, journalled_us: int, now_us: int) -> None:
+    """Possibly spent money turned out to be less: holds of its budgets ask for less, and the batch's own is lifted.
+
+    Those of the day that the call was journalled on go with the next sweep, for other batches may have them too.
+    """
+    of_day = (holds.c.reason == HoldReason.BUDGET, holds.c.clears_us == next_day_us(journalled_us))
+    of_owner = select(batches.c.id).where(batches.c.owner == batch["owner"])
+    ours = (holds.c.batch == batch["id"], holds.c.reason == HoldReason.BUDGET, holds.c.scope == BudgetScope.BATCH)
+    theirs = (*of_day, holds.c.scope == BudgetScope.OWNER_DAY, holds.c.batch.in_(of_owner))
+    everyones = (*of_day, holds.c.scope == BudgetScope.SERVER_DAY)
+    for where in (theirs, everyones, ours):
+        lowered = update(holds).where(*where).values(needs_nanos=holds.c.needs_nanos - freed_nanos)
+        if tx.connection.execute(lowered).rowcount and where is ours:
+            lift(tx, batch["id"], now_us=now_us)
 
 
 def lift(tx: Transaction, batch: str, *, now_us: int) -> None:
@@ -123,7 +131,7 @@ def lift(tx: Transaction, batch: str, *, now_us: int) -> None:
     row = tx.connection.execute(select(batches).where(batches.c.id == batch)).mappings().one()
     lifted: set[HoldReason] = set()
     standing = standing_hold(tx.connection, batch)
-    if standing is not None and standing["scope"] == BudgetScope.BATCH and not _stands(standing, row, NO_LIMITS):
+    if standing is not None and standing["scope"] == BudgetScope.BATCH and _stands(standing, row, NO_LIMITS) is None:
         lifted.add(HoldReason.BUDGET)
     if row["hold_after"] is None or row["started"] < row["hold_after"]:
         lifted.add(HoldReason.CHECKPOINT)

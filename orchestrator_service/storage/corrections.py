@@ -8,8 +8,10 @@ from sqlalchemy import Connection, RowMapping, select, update
 
 from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.domain.ledger import CallState
-from orchestrator_service.storage import budgets, events
-from orchestrator_service.storage.tables import batches, calls, conversations, tiers
+from orchestrator_service.storage import batches, budgets, events
+from orchestrator_service.storage.batches import not_found
+from orchestrator_service.storage.tables import batches as batch_table
+from orchestrator_service.storage.tables import calls, conversations, tiers
 from orchestrator_service.storage.writer import Fact, Transaction
 
 
@@ -29,6 +31,8 @@ def settle_by_person(told: Correction) -> Fact[None]:
     """Raises CALL_NOT_FOUND, and STATE_FORBIDS for a call whose cost is known. The same cost twice is one."""
 
     def fact(tx: Transaction) -> None:
+        if batches.get(tx.connection, told.batch) is None:
+            raise not_found(told.batch)
         row = call_row(tx.connection, told.batch, told.call)
         if row["state"] == CallState.SETTLED and row["settled_by"] and row["cost_nanos"] == told.cost_nanos:
             return
@@ -77,7 +81,7 @@ def _write(tx: Transaction, told: Correction, row: RowMapping) -> None:
     freed = row["reserved_nanos"] - told.cost_nanos
     spent = batch["confirmed_nanos"] + batch["possibly_spent_nanos"]
     budgets.note_mark(tx, batch, before_nanos=spent + freed, now_us=told.now_us)
-    budgets.freed(tx, told.batch, freed, now_us=told.now_us)
+    budgets.freed(tx, batch, freed, journalled_us=row["created_us"], now_us=told.now_us)
 
 
 def _add_cost(tx: Transaction, told: Correction, row: RowMapping) -> None:
@@ -91,12 +95,12 @@ def _add_cost(tx: Transaction, told: Correction, row: RowMapping) -> None:
 def _move_money(tx: Transaction, told: Correction, row: RowMapping) -> RowMapping:
     """The batch as it is then."""
     moved = {
-        "confirmed_nanos": batches.c.confirmed_nanos + told.cost_nanos,
-        "possibly_spent_nanos": batches.c.possibly_spent_nanos - row["reserved_nanos"],
-        "calls_settled": batches.c.calls_settled + 1,
-        "calls_possibly_spent": batches.c.calls_possibly_spent - 1,
+        "confirmed_nanos": batch_table.c.confirmed_nanos + told.cost_nanos,
+        "possibly_spent_nanos": batch_table.c.possibly_spent_nanos - row["reserved_nanos"],
+        "calls_settled": batch_table.c.calls_settled + 1,
+        "calls_possibly_spent": batch_table.c.calls_possibly_spent - 1,
     }
-    statement = update(batches).where(batches.c.id == told.batch).values(moved).returning(*batches.c)
+    statement = update(batch_table).where(batch_table.c.id == told.batch).values(moved).returning(*batch_table.c)
     batch = tx.connection.execute(statement).mappings().one()
     budgets.add(
         tx,

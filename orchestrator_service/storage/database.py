@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import secrets
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +14,17 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select
 from sqlalchemy.exc import DBAPIError
 
+from orchestrator_service.storage.lock import InUse, locked
 from orchestrator_service.storage.tables import store
-from orchestrator_service.storage.writer import Fact, StorageFailed, Transaction, Writer
+from orchestrator_service.storage.writer import (
+    REPAIR,
+    Fact,
+    StorageDamaged,
+    StorageFailed,
+    Transaction,
+    Writer,
+    failure_of,
+)
 
 T = TypeVar("T")
 READERS = 4
@@ -64,7 +71,7 @@ async def open_database(path: Path, *, committed: Callable[[set[str]], None]) ->
         running = asyncio.create_task(writer.run())
         try:
             with ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="reader") as readers:
-                yield Database(writer, reading, readers, await writer.write(_generation))
+                yield Database(writer, reading, readers, await _read_generation(writer, path))
         finally:
             writer.close()
             await running
@@ -86,11 +93,41 @@ def migrate(path: Path, *, migrations: Path = MIGRATIONS) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except DBAPIError as error:
-        raise DatabaseUnusable(f"{path} can't be used as Parley's database: {error.orig}") from error
+        raise unusable(path, failure_in(error, engine)) from error
     except CommandError as error:
         raise DatabaseUnusable(f"{path} was written by another version of Parley: {error}") from error
     finally:
         engine.dispose()
+
+
+def amend(path: Path, fact: Fact[T]) -> T:
+    """Runs one fact on a file that no server has: on a restored copy, before it is put in place."""
+    engine = _configure(create_engine(_url(path), **_ARGUMENTS), begin="BEGIN IMMEDIATE")
+    try:
+        with engine.begin() as connection:
+            return fact(Transaction(connection))
+    except (DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
+        raise unusable(path, failure_in(error, engine)) from error
+    finally:
+        engine.dispose()
+
+
+def unusable(path: Path, failure: StorageFailed) -> DatabaseUnusable:
+    if isinstance(failure, StorageDamaged):
+        return DatabaseUnusable(f"{path} is damaged, or is no database: {failure.detail}. {REPAIR}")
+    return DatabaseUnusable(f"{path} can't be used as Parley's database: {failure.detail}")
+
+
+def failure_in(error: Exception, engine: Engine) -> StorageFailed:
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return failure_of(error, engine.dialect) or StorageFailed(str(said))
+
+
+async def _read_generation(writer: Writer, path: Path) -> str:
+    try:
+        return await writer.write(_generation)
+    except StorageFailed as error:
+        raise unusable(path, error) from error
 
 
 def _generation(transaction: Transaction) -> str:
@@ -106,8 +143,8 @@ def _read(engine: Engine, query: Callable[[Connection], T]) -> T:
     try:
         with engine.connect() as connection, connection.begin():
             return query(connection)
-    except DBAPIError as error:
-        raise StorageFailed(f"The database can't be read: {error.orig}") from error
+    except (DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
+        raise failure_in(error, engine) from error
 
 
 _ARGUMENTS: dict[str, Any] = {"connect_args": {"isolation_level": None, "timeout": BUSY_MS / 1000}}
@@ -136,29 +173,16 @@ def _configure(engine: Engine, *, begin: str, pragmas: tuple[str, ...] = ()) -> 
 
 @contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """An advisory lock beside the file, held while we live: the system drops it when the process ends, however."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DatabaseUnusable(
-            f"{path} can't be opened: {error.strerror}. Set PARLEY_ORCHESTRATOR_DATABASE."
-        ) from error
-    try:
-        _take_lock(handle, path)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path))
+        except OSError as error:
+            raise DatabaseUnusable(
+                f"{path} can't be opened: {error.strerror}. Set PARLEY_ORCHESTRATOR_DATABASE."
+            ) from error
+        except InUse as error:
+            raise DatabaseUnusable(
+                f"{path} is in use by another orchestrator (process {error.process}). "
+                "Stop that one, or give this one its own file with PARLEY_ORCHESTRATOR_DATABASE."
+            ) from error
         yield
-    finally:
-        os.close(handle)
-
-
-def _take_lock(handle: int, path: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise DatabaseUnusable(
-            f"{path} is in use by another orchestrator (process {owner}). "
-            "Stop that one, or give this one its own file with PARLEY_ORCHESTRATOR_DATABASE."
-        ) from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)

@@ -74,7 +74,8 @@ def spend(connection: Connection, query: SpendQuery) -> Sequence[RowMapping]:
     statement = select(*keys, *_sums()).select_from(source).where(*_spend_clauses(query))
     if keys:
         statement = statement.group_by(*keys).order_by(*keys)
-    return connection.execute(statement).mappings().all()
+    # There are hundreds of orders of keys and filters: kept compiled, each would cost 200 kB to save 3 ms.
+    return connection.execute(statement, execution_options={"compiled_cache": None}).mappings().all()
 
 
 def unobserved(connection: Connection, *, limit: int) -> Sequence[RowMapping]:

@@ -73,7 +73,7 @@ _CALL = Prepared(
     update(calls)
     .where(calls.c.id == bindparam("b_call"), calls.c.state == bindparam("b_state"))
     .values({name: bindparam(f"v_{name}") for name in (*_CALL_VERDICT, *_CALL_FACTS, *USAGE_COLUMNS)})
-    .returning(calls.c.reserved_nanos, calls.c.attempt, calls.c.created_us)
+    .returning(calls.c.reserved_nanos, calls.c.attempt, calls.c.created_us, calls.c.tier)
 )
 _ANSWER = Prepared(insert(answers))
 # The domain's breaker.after_end; doubled by an end, as it is otherwise.
@@ -159,11 +159,21 @@ def settle_call(done: Settlement) -> Fact[BatchState]:
         _book(tx, batch, money, journalled_us=call["created_us"], now_us=done.now_us)
         tx.touch(done.batch)
         if row is None:
-            # The claim was taken back meanwhile; what was paid is in the ledger all the same.
+            # The claim was taken back meanwhile; what was paid is its conversation's all the same.
+            _add_cost(tx, done, call["tier"])
             return state_of(tx, done.batch)
         return _follow(tx, done, row, batch, ended=ended)
 
     return fact
+
+
+def _add_cost(tx: Transaction, done: Settlement, tier: str) -> None:
+    theirs = (conversations.c.batch == done.batch, conversations.c.number == done.number)
+    spent = {"cost_nanos": done.cost_nanos} | {name: getattr(done.usage or Usage(), name) for name in USAGE_COLUMNS}
+    added = {name: conversations.c[name] + amount for name, amount in spent.items()}
+    tx.connection.execute(update(conversations).where(*theirs).values(added))
+    of_tier = (tiers.c.batch == done.batch, tiers.c.tier == tier)
+    tx.connection.execute(update(tiers).where(*of_tier).values(cost_nanos=tiers.c.cost_nanos + done.cost_nanos))
 
 
 def _book(tx: Transaction, batch: Row, money: Mapping[str, int], *, journalled_us: int, now_us: int) -> None:
@@ -173,7 +183,7 @@ def _book(tx: Transaction, batch: Row, money: Mapping[str, int], *, journalled_u
     spent = batch["confirmed_nanos"] + batch["possibly_spent_nanos"]
     budgets.note_mark(tx, batch, before_nanos=spent - moved, now_us=now_us)
     if money["possibly_spent_nanos"] < 0:
-        budgets.freed(tx, batch["id"], -moved, now_us=now_us)
+        budgets.freed(tx, batch, -moved, journalled_us=journalled_us, now_us=now_us)
 
 
 def _follow(tx: Transaction, done: Settlement, row: Row, batch: Row, *, ended: bool) -> BatchState:

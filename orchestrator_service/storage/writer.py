@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import structlog
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, Dialect, Engine
+from sqlalchemy.exc import DBAPIError
 
 from orchestrator_service.domain.errors import ParleyError
 
 GROUP_MAX = 64
 QUEUE_MAX = 10_000
 RETRY_S = 2.0
+REPAIR = "`parley verify` says what is damaged, `parley restore` brings a backup back."
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -30,13 +31,40 @@ log = structlog.get_logger()
 class StorageFailed(ParleyError):
     """The database takes nothing for now: full, locked by another program, read-only. Trying again may help."""
 
+    told = "The server's database can't be used for now."
+
     def __init__(self, detail: str) -> None:
         # What the database says of it is for the log.
-        super().__init__("STORAGE_UNAVAILABLE", "The server's database can't be used for now.", retry_after_s=RETRY_S)
+        super().__init__("STORAGE_UNAVAILABLE", self.told, retry_after_s=RETRY_S)
         self.detail = detail
 
     def __str__(self) -> str:
         return self.detail
+
+
+class StorageDamaged(StorageFailed):
+    """Parts of the file are not what was written there. What is whole goes on; the rest needs a person."""
+
+    told = "The server's database is damaged; whoever runs the server finds in its log what to do."
+
+    def __str__(self) -> str:
+        return f"The database file is damaged: {self.detail}. {REPAIR}"
+
+
+def failure_of(error: Exception, dialect: Dialect) -> StorageFailed | None:
+    """What a database says of its own state; None where it speaks of a fact's own mistake.
+
+    Prepared statements raise the driver's own errors, all others SQLAlchemy's, which hold one.
+    """
+    said = error.orig if isinstance(error, DBAPIError) else error
+    driver = dialect.loaded_dbapi
+    if isinstance(said, driver.OperationalError):
+        # Full, read-only, locked by another program, an error of the disk.
+        return StorageFailed(str(said))
+    # SQLite's driver has no class for a damaged file or one that is no database: only its bare DatabaseError.
+    if type(said) is driver.DatabaseError:
+        return StorageDamaged(str(said))
+    return None
 
 
 @dataclass
@@ -138,7 +166,7 @@ def _commit_group(connection: Connection, group: list[_Waiting]) -> set[str]:
         except Exception as error:  # noqa: BLE001  which fact is at fault shows when each runs alone
             if not begun:
                 # Another program has the database: to try each fact alone would wait as many times.
-                return _refuse(group, error)
+                return _refuse(group, failure_of(error, connection.dialect) or StorageFailed(str(error)))
             log.info("group split", facts=len(group), error=type(error).__name__)
         else:
             return touched
@@ -149,17 +177,19 @@ def _commit_alone(connection: Connection, waiting: _Waiting) -> set[str]:
     try:
         with connection.begin():
             return _run_fact(connection, waiting)
-    except _operational(connection) as error:
-        return _refuse([waiting], error)
     except Exception as error:  # noqa: BLE001  a refusal or a fact's own mistake belongs to the fact's caller
+        failure = failure_of(error, connection.dialect)
+        if failure is not None:
+            return _refuse([waiting], failure)
         waiting.error = error
     return set()
 
 
-def _refuse(group: list[_Waiting], error: Exception) -> set[str]:
-    log.error("commit failed", error=str(error), facts=len(group))
+def _refuse(group: list[_Waiting], failure: StorageFailed) -> set[str]:
+    log.error("commit failed", error=str(failure), facts=len(group))
     for waiting in group:
-        waiting.error = StorageFailed(f"The database refused: {error}")
+        # Each caller has its own: where an exception was raised is written into it.
+        waiting.error = type(failure)(failure.detail)
     return set()
 
 
@@ -167,8 +197,3 @@ def _run_fact(connection: Connection, waiting: _Waiting) -> set[str]:
     transaction = Transaction(connection)
     waiting.result = waiting.fact(transaction)
     return transaction.touched
-
-
-def _operational(connection: Connection) -> tuple[type[Exception], ...]:
-    """What a database says of its own state, not of a fact; prepared statements raise the driver's own error."""
-    return OperationalError, connection.dialect.loaded_dbapi.OperationalError

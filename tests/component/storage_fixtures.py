@@ -335,6 +335,13 @@ def _check_calls(connection: Connection, batch: str) -> None:
         batch=batch,
     )
     assert in_flight == running
+    costs = "SELECT number, cost_nanos, output_tokens FROM conversations WHERE batch = :batch ORDER BY number"
+    summed = """
+        SELECT number, coalesce(sum(calls.cost_nanos), 0), coalesce(sum(calls.output_tokens), 0)
+        FROM conversations c LEFT JOIN calls ON calls.batch = c.batch AND calls.conversation = c.number
+        WHERE c.batch = :batch GROUP BY number ORDER BY number
+        """
+    assert _all(connection, costs, batch=batch) == _all(connection, summed, batch=batch)
     assert not _all(
         connection,
         """

@@ -20,6 +20,7 @@ from storage_fixtures import opened
 
 from orchestrator_service.storage.database import MIGRATIONS, DatabaseUnusable, migrate, open_database
 from orchestrator_service.storage.tables import metadata
+from orchestrator_service.storage.writer import REPAIR
 
 pytestmark = pytest.mark.anyio
 
@@ -101,7 +102,7 @@ async def test_the_generation_stays_as_long_as_the_file(tmp_path: Path) -> None:
 async def test_a_letter_is_no_database(tmp_path: Path) -> None:
     path = tmp_path / "o.db"
     path.write_text("This is a letter, and no database at all." * 100)
-    assert await refusal(path) == f"{path} can't be used as Parley's database: file is not a database"
+    assert await refusal(path) == f"{path} is damaged, or is no database: file is not a database. {REPAIR}"
     assert path.read_text().startswith("This is a letter")
 
 
@@ -109,7 +110,7 @@ async def test_a_letter_is_no_database(tmp_path: Path) -> None:
 async def test_a_database_that_was_overwritten_is_refused(tmp_path: Path, migrated: Path, begins: int) -> None:
     path = tmp_path / "o.db"
     overwritten(path, migrated, begins)
-    assert f"{path} can't be used as Parley's database: database disk image is malformed" in await refusal(path)
+    assert await refusal(path) == f"{path} is damaged, or is no database: database disk image is malformed. {REPAIR}"
 
 
 async def test_a_database_of_a_later_version_is_refused(tmp_path: Path, migrated: Path) -> None:
