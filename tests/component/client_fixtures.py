@@ -24,6 +24,8 @@ from parley.wire.server import Server, ServerSettings
 
 NAME = "batches/plants1"
 QUOTE = "quotes/quote1"
+# Few, so that whoever reads one page only is found out.
+CALLS_A_PAGE = 2
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Told:
 
     batches: dict[str, batch_pb2.Batch] = field(default_factory=dict[str, batch_pb2.Batch])
     conversations: list[conversation_pb2.Conversation] = field(default_factory=list[conversation_pb2.Conversation])
+    calls: list[conversation_pb2.Call] = field(default_factory=list[conversation_pb2.Call])
+    daily_budgets: list[orchestrator_pb2.DailyBudget] = field(default_factory=list[orchestrator_pb2.DailyBudget])
     quotes: deque[orchestrator_pb2.QuoteBatchResponse] = field(
         default_factory=deque[orchestrator_pb2.QuoteBatchResponse]
     )
@@ -103,7 +107,22 @@ class Orchestrator(BatchOrchestratorServicer):
 
     async def ListCalls(self, request: Any, context: Any) -> orchestrator_pb2.ListCallsResponse:
         self._note("ListCalls", request)
-        return orchestrator_pb2.ListCallsResponse(calls=[conversation_pb2.Call(conversation=1, attempt=1)])
+        start, listed = int(request.page_token or 0), [call for call in self._told.calls if request.parent in call.name]
+        end = start + min(request.page_size, CALLS_A_PAGE)
+        token = str(end) if end < len(listed) else ""
+        return orchestrator_pb2.ListCallsResponse(calls=listed[start:end], next_page_token=token)
+
+    async def SettleCall(self, request: Any, context: Any) -> conversation_pb2.Call:
+        self._note("SettleCall", request)
+        found = next((call for call in self._told.calls if call.name == request.name), None)
+        if found is None:
+            raise Refusal("CALL_NOT_FOUND", f"There is no call {request.name}.", metadata={"call": request.name})
+        if found.state != conversation_pb2.CALL_STATE_POSSIBLY_SPENT:
+            state = conversation_pb2.CallState.Name(found.state).removeprefix("CALL_STATE_")
+            raise Refusal("STATE_FORBIDS", f"The call is {state}.", metadata={"state": state})
+        found.state, found.settled_by, found.note = conversation_pb2.CALL_STATE_SETTLED, "local", request.note
+        found.cost.CopyFrom(request.cost)
+        return found
 
     async def ListBatches(self, request: Any, context: Any) -> orchestrator_pb2.ListBatchesResponse:
         self._note("ListBatches", request)
@@ -163,7 +182,7 @@ class Orchestrator(BatchOrchestratorServicer):
         self._note("GetSpend", request)
         spend = batch_pb2.Spend(confirmed=money.from_nanos(1_240_000_000), calls_settled=34)
         row = orchestrator_pb2.SpendRow(keys=["2026-11-23"], spend=spend)
-        return orchestrator_pb2.GetSpendResponse(rows=[row], total=spend)
+        return orchestrator_pb2.GetSpendResponse(rows=[row], total=spend, daily_budgets=self._told.daily_budgets)
 
     async def ExportDataset(self, request: Any, context: Any) -> AsyncIterator[orchestrator_pb2.ExportDatasetResponse]:
         self._note("ExportDataset", request)
@@ -337,6 +356,36 @@ def conversation(number: int = 1, *, failed: bool = False) -> conversation_pb2.C
         else None,
         attempts=1,
         cost=money.from_nanos(36_000_000),
+    )
+
+
+def call(number: int = 1, *, conversation: int = 1) -> conversation_pb2.Call:
+    """An answered call."""
+    return conversation_pb2.Call(
+        name=f"{NAME}/calls/{number}",
+        conversation=conversation,
+        attempt=1,
+        purpose=conversation_pb2.CALL_PURPOSE_GENERATE,
+        state=conversation_pb2.CALL_STATE_SETTLED,
+        outcome=conversation_pb2.CALL_OUTCOME_ANSWERED,
+        usage=conversation_pb2.Usage(input_tokens=1_000, cache_read_tokens=234, output_tokens=2_345),
+        cost=money.from_nanos(36_000_000),
+        reserved_cost=money.from_nanos(84_000_000),
+        duration=duration_pb2.Duration(seconds=62, nanos=140_000_000),
+    )
+
+
+def lost_call(number: int = 2, *, conversation: int = 2) -> conversation_pb2.Call:
+    """A call whose outcome a crash hid."""
+    return conversation_pb2.Call(
+        name=f"{NAME}/calls/{number}",
+        conversation=conversation,
+        attempt=1,
+        purpose=conversation_pb2.CALL_PURPOSE_GENERATE,
+        state=conversation_pb2.CALL_STATE_POSSIBLY_SPENT,
+        outcome=conversation_pb2.CALL_OUTCOME_INTERRUPTED,
+        reserved_cost=money.from_nanos(84_100_000),
+        error="The orchestrator ended before the answer came.",
     )
 
 

@@ -15,14 +15,28 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from client_fixtures import QUOTE, Told, batch, plain_environment, quoted, serving, watched
-from parley.v1 import batch_pb2, orchestrator_pb2
+from client_fixtures import (
+    NAME,
+    QUOTE,
+    Told,
+    batch,
+    call,
+    lost_call,
+    plain_environment,
+    quoted,
+    serving,
+    watched,
+)
+from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 
 pytestmark = pytest.mark.anyio
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLUMNS = 80
 WAIT_MAX_S = 20.0
+# Ctrl-C reaches whoever has the terminal: the first one that a new session opens is its own. Python code between fork
+# and exec could do the same, and would now and then wait for a lock that one of gRPC's threads held at the fork.
+TAKE_TERMINAL = 'terminal=$1; shift; exec "$@" <"$terminal" >"$terminal" 2>&1'
 
 
 class Terminal:
@@ -36,19 +50,13 @@ class Terminal:
         asyncio.get_running_loop().add_reader(master, self._read)
 
     def _read(self) -> None:
-        try:
-            got = os.read(self._master, 65_536)
-        except OSError:
-            # The other end is gone: the command has ended.
-            got = b""
-        if not got:
-            asyncio.get_running_loop().remove_reader(self._master)
-        self.raw += got
+        self.raw += os.read(self._master, 65_536)
         self._readable.set()
 
     @property
     def text(self) -> str:
-        return ESCAPES.sub("", self.raw.decode()).replace("\r\n", "\n")
+        # A letter may come in two reads.
+        return ESCAPES.sub("", self.raw.decode(errors="ignore")).replace("\r\n", "\n")
 
     async def shows(self, text: str) -> None:
         async with asyncio.timeout(WAIT_MAX_S):
@@ -69,15 +77,10 @@ async def terminal(*arguments: str, target: str) -> AsyncGenerator[Terminal]:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "parley.cli", *arguments),
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        # Ctrl-C reaches whoever has the terminal: this makes it the command's own.
-        preexec_fn=take_terminal,
+        *("/bin/sh", "-c", TAKE_TERMINAL, "sh", os.ttyname(slave), sys.executable, "-m", "parley.cli", *arguments),
+        start_new_session=True,
         env=plain_environment(PARLEY_ORCHESTRATOR=target),
     )
-    os.close(slave)
     shown = Terminal(process, master)
     try:
         yield shown
@@ -86,12 +89,9 @@ async def terminal(*arguments: str, target: str) -> AsyncGenerator[Terminal]:
         if process.returncode is None:
             process.kill()
             await process.wait()
+        # Not earlier: a terminal that nobody has open ends.
+        os.close(slave)
         os.close(master)
-
-
-def take_terminal() -> None:
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.fixture(name="spec")
@@ -149,3 +149,69 @@ async def test_ctrl_c_while_watching_says_how_to_go_on(spec: str) -> None:
         await shown.shows("You stopped watching; the batch plants1 goes on.")
         assert await shown.ended() == 130
     assert told.asked(orchestrator_pb2.CancelBatchRequest) == []
+
+
+async def test_settling_all_asks_with_count_and_sum_and_takes_a_no() -> None:
+    told = Told(batches={NAME: batch()}, calls=[call(1), lost_call(2), lost_call(3)])
+    async with serving(told) as target, terminal("settle", "plants1", "--all", "--not-billed", target=target) as shown:
+        await shown.shows("Settle 2 calls (possibly spent: up to $0.17) as not billed? [y/N]")
+        shown.type("\n")
+        assert await shown.ended() == 0
+        await shown.shows("Nothing was settled.")
+    assert told.asked(orchestrator_pb2.SettleCallRequest) == []
+
+
+async def test_a_yes_settles_them_all() -> None:
+    told = Told(batches={NAME: batch()}, calls=[call(1), lost_call(2), lost_call(3)])
+    async with (
+        serving(told) as target,
+        terminal("settle", "plants1", "--all", "--cost", "0.02", target=target) as shown,
+    ):
+        await shown.shows("at $0.0200 each? [y/N]")
+        shown.type("yes\n")
+        await shown.shows("settled  call 3  $0.0200")
+        assert await shown.ended() == 0
+    assert len(told.asked(orchestrator_pb2.SettleCallRequest)) == 2
+
+
+async def test_ctrl_c_at_the_question_settles_nothing() -> None:
+    told = Told(batches={NAME: batch()}, calls=[lost_call(2)])
+    async with serving(told) as target, terminal("settle", "plants1", "--all", "--not-billed", target=target) as shown:
+        await shown.shows("[y/N]")
+        shown.type("\x03")
+        assert await shown.ended() == 130
+        await shown.shows("Nothing was settled.")
+    assert told.asked(orchestrator_pb2.SettleCallRequest) == []
+
+
+async def test_what_went_wrong_stands_beneath_its_call() -> None:
+    # As wide as a row of the ledger gets.
+    wide = lost_call(1_234_567, conversation=100_000)
+    wide.outcome = conversation_pb2.CALL_OUTCOME_CONNECTION_LOST
+    wide.usage.CopyFrom(conversation_pb2.Usage(input_tokens=123_456, output_tokens=98_765))
+    wide.duration.FromSeconds(1_234)
+    told = Told(calls=[call(1), wide, call(1_234_568)])
+    async with serving(told) as target, terminal("calls", "plants1", target=target) as shown:
+        assert await shown.ended() == 0
+        await shown.shows("3 calls")
+    header, first, lost, why, last, *_ = (line.rstrip() for line in shown.text.splitlines())
+    assert header.split() == ["call", "conv", "try", "purpose", "outcome", "in", "out", "cost", "s"]
+    assert first.split()[-2:] == ["$0.0360", "62.1"]
+    # The outcome gives way; figures never do.
+    assert " ".join(lost.split()) == "1234567 100000 1 generate connect… 123,456 98,765 up to $0.0841 1234.0"
+    assert why == "      possibly spent: The orchestrator ended before the answer came."
+    assert last.split()[0] == "1234568"
+    assert max(len(line) for line in shown.text.splitlines()) <= COLUMNS
+
+
+async def test_a_list_says_beneath_a_batch_what_holds_it() -> None:
+    low = batch_pb2.Hold(reason=batch_pb2.HOLD_REASON_USER, message="Somebody paused it.", next_step="Resume goes on.")
+    paused = batch(batch_pb2.BATCH_STATE_PAUSED, holds=[low])
+    running = batch(name="batches/plants2")
+    told = Told(batches={NAME: paused, running.name: running})
+    async with serving(told) as target, terminal("list", target=target) as shown:
+        assert await shown.ended() == 0
+        await shown.shows("plants2")
+    _, first, note, second, *_ = (line.rstrip() for line in shown.text.splitlines())
+    assert (first.split()[0], note, second.split()[0]) == ("plants1", "      held: user: Resume goes on.", "plants2")
+    assert max(len(line) for line in shown.text.splitlines()) <= COLUMNS

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from client_fixtures import NAME, Told, batch, conversation, exported, parley, quoted, serving
+from client_fixtures import NAME, Told, batch, call, conversation, exported, lost_call, parley, quoted, serving
 from parley import money
 from parley.client import BatchClient
 from parley.exceptions import (
@@ -76,6 +76,34 @@ async def test_retry_sends_its_own_id() -> None:
     assert reply.requeued == 4
     assert told.requests[0].request_id
     assert not told.requests[0].HasField("filter")
+
+
+async def test_a_call_is_settled_at_what_the_bill_says() -> None:
+    told = Told(calls=[lost_call(2), lost_call(3), lost_call(4)])
+    async with serving(told) as target, BatchClient(target) as client:
+        settled = await client.settle_call(f"{NAME}/calls/2", Decimal("0.0312"), "console, 23 Nov")
+        await client.settle_call("plants1/calls/3", money.from_nanos(5))
+        await client.settle_call("plants1/calls/4")
+    billed, exact, not_billed = told.asked(orchestrator_pb2.SettleCallRequest)
+    assert (settled.name, settled.note) == (f"{NAME}/calls/2", "console, 23 Nov")
+    assert (money.to_decimal(billed.cost), billed.cost.currency_code) == (Decimal("0.0312"), "USD")
+    assert (exact.name, money.to_nanos(exact.cost)) == (f"{NAME}/calls/3", 5)
+    assert not not_billed.HasField("cost")
+
+
+async def test_settling_what_can_not_be_settled_is_told_apart() -> None:
+    async with serving(Told(calls=[call(1)])) as target, BatchClient(target) as client:
+        with pytest.raises(WrongState) as known:
+            await client.settle_call("plants1/calls/1")
+        with pytest.raises(NotFound) as absent:
+            await client.settle_call("plants1/calls/9")
+    assert (known.value.reason, absent.value.reason) == ("STATE_FORBIDS", "CALL_NOT_FOUND")
+
+
+async def test_the_ledger_goes_on_over_all_pages() -> None:
+    told = Told(calls=[call(number) for number in range(1, 6)])
+    async with serving(told) as target, BatchClient(target) as client:
+        assert [one.name.rpartition("/")[2] async for one in client.calls(NAME)] == ["1", "2", "3", "4", "5"]
 
 
 FAMILIES = {
@@ -166,7 +194,7 @@ async def test_an_export_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_the_rest_of_the_verbs_reach_their_methods() -> None:
-    told = Told(batches={NAME: batch()}, conversations=[conversation()])
+    told = Told(batches={NAME: batch()}, conversations=[conversation()], calls=[call()])
     told.quotes.append(quoted())
     async with serving(told) as target, BatchClient(target) as client:
         assert (await client.quote(SPEC, sample_prompts=2)).model == "claude-sonnet-5"
@@ -178,7 +206,7 @@ async def test_the_rest_of_the_verbs_reach_their_methods() -> None:
         assert (await client.check_provider()).provider.sandbox
         assert (await client.spend(group_by=[orchestrator_pb2.SPEND_KEY_DAY])).total.calls_settled == 34
         assert (await client.get_spec(NAME)).name == "Questions about houseplants"
-        assert [call.conversation async for call in client.calls(NAME)] == [1]
+        assert [one.name async for one in client.calls(NAME)] == [f"{NAME}/calls/1"]
         await client.delete(NAME)
     assert told.batches == {}
     assert told.asked(orchestrator_pb2.QuoteBatchRequest)[0].sample_prompts == 2

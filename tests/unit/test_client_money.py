@@ -63,6 +63,13 @@ def test_what_is_no_amount_is_refused_in_words(text: str) -> None:
         money.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("dollars", "enough"), [("5.0312", "5.04"), ("5.04", "5.04"), ("0.000000001", "0.01"), ("0", "0.00"), ("6", "6.00")]
+)
+def test_an_amount_that_allows_something_is_never_rounded_down(dollars: str, enough: str) -> None:
+    assert str(money.enough(money.from_decimal(Decimal(dollars)))) == enough
+
+
 def test_amounts_below_one_another_are_equally_fine() -> None:
     assert money.show_column([170_000_000, 12_300_000, 0]) == ["$0.1700", "$0.0123", "$0.0000"]
     assert money.show_column([3_280_000_000, 170_000_000]) == ["$3.28", "$0.17"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
 
 import pytest
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 from parley import money
-from parley.cli import progress, words
+from parley.cli import holds, progress, watching, words
 from parley.cli.app import hoisted
 from parley.cli.output import Output
 from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 from rich.console import Console
+
+NOW = datetime(2026, 11, 23, 20, 48, tzinfo=UTC)
 
 
 def batch(done: int = 34, *, holds: tuple[batch_pb2.Hold, ...] = ()) -> batch_pb2.Batch:
@@ -37,6 +40,13 @@ def hold() -> batch_pb2.Hold:
 
 def message(of: batch_pb2.Batch, *, last: bool = False) -> orchestrator_pb2.WatchBatchResponse:
     return orchestrator_pb2.WatchBatchResponse(batch=of, last=last)
+
+
+def drawn(of: batch_pb2.Batch, *, width: int = 100) -> list[str]:
+    """The panel's lines on a terminal, at NOW."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, record=True)
+    console.print(progress.panel(of, (), width=width, now=NOW))
+    return [line.rstrip() for line in console.export_text().splitlines()]
 
 
 class Pipe:
@@ -87,10 +97,163 @@ def test_a_pipe_is_told_of_every_failure() -> None:
 def test_the_panel_keeps_to_the_width_of_the_terminal(width: int) -> None:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, record=True)
     events = [batch_pb2.BatchEvent(number=1, hold_added=batch_pb2.HoldAdded(hold=hold()))] * 5
-    console.print(progress.panel(batch(holds=(hold(),)), events, width=width))
+    console.print(progress.panel(batch(holds=(hold(),)), events, width=width, now=NOW))
     lines = console.export_text().splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
     assert any("Somebody paused it." in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"), [(80, "for the rate limit, about 40 s"), (120, "A name that is really far")]
+)
+def test_a_long_name_gives_way_to_what_the_batch_waits_for(width: int, shown: str) -> None:
+    waiting = batch()
+    waiting.limit_wait.FromSeconds(40)
+    (title, *_) = drawn(waiting, width=width)
+    assert title.endswith("plants1  running  waiting for the rate limit, about 40 s")
+    assert shown in title
+    assert len(title) <= width
+
+
+def test_a_pipe_is_told_of_the_wait_for_the_limit() -> None:
+    waiting = batch()
+    waiting.limit_wait.FromMilliseconds(400)
+    # Less than a second is over before it is read.
+    assert progress.summary(waiting).endswith("left 0:31  waiting for the rate limit")
+    waiting.limit_wait.FromMilliseconds(125_000)
+    assert progress.summary(waiting).endswith("waiting for the rate limit, about 2:05 min")
+    waiting.waiting_for_limit = False
+    assert "waiting" not in progress.summary(waiting)
+
+
+def test_a_low_budget_says_what_is_enough_and_how_to_set_it() -> None:
+    needs = batch_pb2.Hold(
+        reason=batch_pb2.HOLD_REASON_BUDGET,
+        message="The budget is $5.00.",
+        next_step="Raise the budget.",
+        needed_budget=money.from_nanos(5_031_200_000),
+    )
+    # Rounded up: what is suggested must be enough.
+    held = batch(holds=(needs,))
+    assert holds.line(held, needs, NOW) == (
+        "budget: The budget is $5.00. next: needs at least $5.04: parley set plants1 --budget 5.04"
+    )
+    assert "next: needs at least $5.04: parley set plants1 --budget 5.04" in drawn(held)
+    assert watching.next_steps(held)[0] == "parley set plants1 --budget 5.04 && parley watch plants1"
+
+
+def test_a_hold_that_clears_by_itself_says_when() -> None:
+    day = batch_pb2.Hold(
+        reason=batch_pb2.HOLD_REASON_BUDGET,
+        message="The owner's budget is $9.00.",
+        next_step="Raise it.",
+        clears_at=timestamp_pb2.Timestamp(seconds=int(NOW.timestamp()) + 3 * 3600 + 12 * 60),
+    )
+    lines = drawn(batch(holds=(day,)))
+    assert "held: budget: The owner's budget is $9.00. Clears by itself at 00:00 UTC, in 3 h 12 min." in lines
+    (first, *rest) = watching.next_steps(batch(holds=(day,)))
+    assert first.startswith("parley spend")
+    # A higher budget of the batch would not help, and Resume would be refused.
+    assert not any("parley set" in step or "parley resume" in step for step in rest)
+
+
+def test_too_many_failures_are_to_be_looked_at_before_it_goes_on() -> None:
+    broken = batch_pb2.Hold(reason=batch_pb2.HOLD_REASON_TOO_MANY_FAILURES, message="The last 4 failed.")
+    assert [step.partition("  ")[0] for step in watching.next_steps(batch(holds=(broken,)))] == [
+        "parley show plants1",
+        "parley resume plants1 && parley watch plants1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("in_s", "said"),
+    [
+        (-5, "20:47 UTC"),
+        (45, "20:48 UTC, in 45 s"),
+        (3 * 3600 + 12 * 60, "00:00 UTC, in 3 h 12 min"),
+        (27 * 3600 + 12 * 60, "2026-11-25 00:00 UTC, in 27 h 12 min"),
+    ],
+)
+def test_a_moment_is_told_with_how_long_it_takes(in_s: int, said: str) -> None:
+    at = timestamp_pb2.Timestamp(seconds=int(NOW.timestamp()) + in_s)
+    assert words.moment(at, NOW) == said
+
+
+def test_possibly_spent_money_is_shown_with_the_next_step() -> None:
+    lost = batch()
+    assert not any("possibly" in line for line in drawn(lost))
+    lost.spend.possibly_spent.CopyFrom(money.from_nanos(84_100_000))
+    lost.spend.calls_possibly_spent = 1
+    lines = drawn(lost)
+    assert "possibly spent: up to $0.0841 in 1 call whose outcome nobody saw" in lines
+    assert "next: parley calls plants1 --possibly-spent, then parley settle" in lines
+    assert "spent $1.24  possibly spent up to $0.0841 in 1 call  projected $3.28" in progress.summary(lost)
+    assert watching.next_steps(lost)[-1] == "parley calls plants1 --possibly-spent, then parley settle"
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (
+            batch_pb2.BatchEvent(
+                budget_mark=batch_pb2.BudgetMark(
+                    share=0.8, spent=money.from_nanos(4_010_000_000), budget=money.from_nanos(5 * 10**9)
+                )
+            ),
+            "80 % of the budget is spent: $4.01 of $5.00",
+        ),
+        (batch_pb2.BatchEvent(budget_mark=batch_pb2.BudgetMark(share=0.8)), "80 % of the budget is spent"),
+        (
+            batch_pb2.BatchEvent(rates_changed=batch_pb2.RatesChanged(rate_version="2026-11-20")),
+            "prices changed to version 2026-11-20",
+        ),
+        (
+            batch_pb2.BatchEvent(
+                call_settled=batch_pb2.CallSettled(
+                    call="batches/plants1/calls/7", cost=money.from_nanos(31_200_000), by="nadia", note="the bill"
+                )
+            ),
+            "call 7 settled by nadia at $0.0312: the bill",
+        ),
+        (
+            batch_pb2.BatchEvent(call_settled=batch_pb2.CallSettled(call="batches/plants1/calls/7", by="nadia")),
+            "call 7 settled by nadia as not billed",
+        ),
+        (
+            batch_pb2.BatchEvent(recovered=batch_pb2.Recovered(calls_possibly_spent=1, conversations_requeued=3)),
+            "the server came back: 3 to make again, 1 call possibly spent",
+        ),
+        (
+            batch_pb2.BatchEvent(recovered=batch_pb2.Recovered(conversations_requeued=3)),
+            "the server came back: 3 to make again",
+        ),
+    ],
+)
+def test_what_happens_to_money_and_server_is_told_also_in_a_pipe(event: batch_pb2.BatchEvent, said: str) -> None:
+    pipe, told = Pipe(), message(batch())
+    told.events.append(event)
+    pipe.progress.take(told)
+    assert pipe.lines()[0] == f"note     {said}"
+
+
+def test_a_mark_stays_on_the_terminal_while_conversations_end() -> None:
+    latest = progress.LatestEvents()
+    latest.take([batch_pb2.BatchEvent(number=1, budget_mark=batch_pb2.BudgetMark(share=0.8))])
+    for number in range(2, 20):
+        latest.take([batch_pb2.BatchEvent(number=number, conversation_ended=batch_pb2.ConversationEnded())])
+    assert [event.number for event in latest.shown()] == [1, 16, 17, 18, 19]
+    latest.take([batch_pb2.BatchEvent(number=20, rates_changed=batch_pb2.RatesChanged())])
+    assert [event.number for event in latest.shown()] == [1, 17, 18, 19, 20]
+    latest.clear()
+    assert latest.shown() == []
+
+
+def test_few_events_are_all_shown() -> None:
+    latest = progress.LatestEvents()
+    latest.take([batch_pb2.BatchEvent(number=number) for number in (1, 2, 3)])
+    assert [event.number for event in latest.shown()] == [1, 2, 3]
+    latest.take([batch_pb2.BatchEvent(number=4, recovered=batch_pb2.Recovered())])
+    assert [event.number for event in latest.shown()] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from decimal import Decimal
 from queue import Queue
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from parley.exceptions import NotFound, Unavailable
 from parley.sync import Client
-from parley.v1 import batch_pb2, orchestrator_pb2
+from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 
 SERVICE: Any = orchestrator_pb2.DESCRIPTOR.services_by_name["BatchOrchestrator"]
 # It comes without types.
@@ -104,6 +105,15 @@ def test_create_sends_an_id_so_that_it_may_be_sent_again(world: World) -> None:
     with answered(call, batch()):
         assert called.result(WAIT_MAX_S).name == NAME
     assert request.request_id
+
+
+def test_a_call_is_settled_at_what_the_bill_says(world: World) -> None:
+    called = world.calling(lambda: world.client.settle_call("plants1/calls/7", Decimal("0.05"), "console"))
+    request, call = world.take("SettleCall")
+    with answered(call, conversation_pb2.Call(name=f"{NAME}/calls/7")):
+        assert called.result(WAIT_MAX_S).name == f"{NAME}/calls/7"
+    assert (request.name, request.note) == (f"{NAME}/calls/7", "console")
+    assert (request.cost.currency_code, request.cost.nanos) == ("USD", 50_000_000)
 
 
 def test_lists_go_on_over_all_pages(world: World) -> None:

@@ -113,6 +113,18 @@ def test_enums_are_short_words(folder: Path) -> None:
     assert spec.execution == batch_pb2.EXECUTION_BULK
 
 
+def test_the_circuit_breaker_is_counts_and_shares(folder: Path) -> None:
+    breaker = load(folder, "name: x\ncircuit_breaker: {failures_in_a_row: 3, failure_share: 0.25}").spec.circuit_breaker
+    assert (breaker.failures_in_a_row, breaker.failure_share) == (3, 0.25)
+    never = load(folder, "name: x\ncircuitBreaker: {failuresInARow: 0, failureShare: 1}").spec.circuit_breaker
+    assert (never.failures_in_a_row, never.failure_share) == (0, 1.0)
+    # What is not given stays the server's default, which 0 is not.
+    assert never.HasField("failures_in_a_row")
+    assert not load(folder, "name: x\ncircuit_breaker: {failure_share: 0}").spec.circuit_breaker.HasField(
+        "failures_in_a_row"
+    )
+
+
 def test_the_word_off_is_no_boolean(folder: Path) -> None:
     assert load(folder, "name: x\nprompt_cache: off").spec.prompt_cache == batch_pb2.PROMPT_CACHE_OFF
 
@@ -190,6 +202,18 @@ def test_rules_of_the_contract_are_told_with_their_lines(folder: Path) -> None:
         ),
         ("name: x\nconcurrency: 9999999999999", "2 concurrency: 9999999999999 is out of range"),
         ("name: x\nseed: -1", "2 seed: -1 is out of range"),
+        (
+            "name: x\ncircuit_breaker: {failure_share: 50 %}",
+            "2 circuit_breaker.failure_share: expected a number, not '50 %'",
+        ),
+        (
+            "name: x\ncircuit_breaker:\n  failure_share: nan",
+            "3 circuit_breaker.failure_share: must be greater than or equal to 0 and less than or equal to 1",
+        ),
+        (
+            "name: x\ncircuit_breaker: {failures_in_a_row: 0.5}",
+            "2 circuit_breaker.failures_in_a_row: expected a whole number, not '0.5'",
+        ),
     ],
 )
 def test_each_fault_says_what_was_expected(folder: Path, text: str, fault: str) -> None:
@@ -236,9 +260,29 @@ def test_what_is_shipped_can_be_read_and_pleases_the_schema(path: Path) -> None:
     jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(SCHEMA.read_text()))
 
 
+def test_what_the_starter_only_mentions_can_be_read_too(folder: Path) -> None:
+    mentioned = (FOLDER / "spec.yaml").read_text().replace("# circuit_breaker:", "circuit_breaker:")
+    breaker = load(folder, mentioned).spec.circuit_breaker
+    assert (breaker.failures_in_a_row, breaker.failure_share) == (10, 0.5)
+
+
 @pytest.mark.parametrize(
-    "text", ["name: x\nconcurrency: 0", "name: x\ncuont: 1", "tiers: []", "name: x\nprompt_cache: 2h"]
+    "text",
+    [
+        "name: x\nconcurrency: 0",
+        "name: x\ncuont: 1",
+        "tiers: []",
+        "name: x\nprompt_cache: 2h",
+        "name: x\ncircuit_breaker: {failure_share: 1.5}",
+        "name: x\ncircuit_breaker: {failures_in_a_row: 0.5}",
+    ],
 )
 def test_the_schema_refuses_what_the_reader_refuses(text: str) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(yaml.safe_load(text), json.loads(SCHEMA.read_text()))
+
+
+def test_the_schema_takes_a_share(folder: Path) -> None:
+    text = "name: x\ncircuit_breaker: {failures_in_a_row: 3, failureShare: 0.25}"
+    load(folder, text)
+    jsonschema.validate(yaml.safe_load(text), json.loads(SCHEMA.read_text()))

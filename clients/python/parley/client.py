@@ -16,11 +16,13 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import grpc
+from google.type import money_pb2
 from grpc import aio
 
 from parley import requests
@@ -196,6 +198,16 @@ class BatchClient:
             if not (token := page.next_page_token):
                 return
 
+    async def settle_call(
+        self, name: str, cost: Decimal | money_pb2.Money | None = None, note: str = ""
+    ) -> conversation_pb2.Call:
+        """Says what a possibly spent call cost, as the provider's bill shows it; None where it was not billed.
+
+        `name` is the call's own, batches/x/calls/7. Raises NotFound for a call that is not there and WrongState for
+        one whose cost is known; the same cost twice is one.
+        """
+        return await self._unary(self._stub.SettleCall, requests.settle_call(name, cost, note))
+
     async def export(
         self,
         names: str | Sequence[str],
@@ -227,7 +239,7 @@ class BatchClient:
         owner: str = "",
         batch: str = "",
     ) -> orchestrator_pb2.GetSpendResponse:
-        """Sums of the ledger, deleted batches included."""
+        """Sums of the ledger, deleted batches included; with them how far the daily budgets are used today."""
         request = requests.get_spend(
             start=start, end=end, group_by=group_by, label_key=label_key, owner=owner, batch=batch
         )

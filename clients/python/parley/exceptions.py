@@ -3,7 +3,7 @@
 ParleyError                 every error of a call; catch this one to catch them all
 ├── InvalidRequest          a field, the spec or a token breaks a rule: correct it (INVALID_ARGUMENT)
 ├── Unauthenticated         the token is missing, unknown or may not do that (UNAUTHENTICATED, PERMISSION_DENIED)
-├── NotFound                no such batch, conversation or quote (NOT_FOUND)
+├── NotFound                no such batch, conversation, call or quote (NOT_FOUND)
 ├── Conflict                etag or request_id do not match what the server has (ABORTED, ALREADY_EXISTS)
 ├── WrongState              not in this state, or not while a hold stands (FAILED_PRECONDITION)
 │   └── QuoteStale          the quote is stale; `fresh_quote` is the one to look at
@@ -71,7 +71,7 @@ class Unauthenticated(ParleyError):
 
 
 class NotFound(ParleyError):
-    """There is no such batch, conversation or quote."""
+    """There is no such batch, conversation, call or quote."""
 
 
 class Conflict(ParleyError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal, InvalidOperation
 
 from google.type import money_pb2
 
@@ -12,6 +12,7 @@ NANOS_PER_DOLLAR = 1_000_000_000
 CENTS_TOO_COARSE_NANOS = 100_000_000
 SHOWN_MIN_NANOS = 100_000
 _NANO = Decimal(1).scaleb(-9)
+_CENT = Decimal(1).scaleb(-2)
 _UNITS_MAX = 9_000_000_000
 
 
@@ -47,6 +48,11 @@ def parse(text: str) -> money_pb2.Money:
     if not dollars.is_finite() or dollars < 0 or dollars > _UNITS_MAX:
         raise ValueError(f"{text!r} is not an amount from $0 to ${_UNITS_MAX:,}")
     return from_decimal(dollars)
+
+
+def enough(money: money_pb2.Money) -> Decimal:
+    """Dollars in whole cents, never less than `money`: what a person types to allow it."""
+    return to_decimal(money).quantize(_CENT, rounding=ROUND_CEILING)
 
 
 def show(money: money_pb2.Money) -> str:

@@ -44,6 +44,11 @@ def conversation_name(name: str, number: int) -> str:
     return f"{batch_name(name)}/conversations/{number}"
 
 
+def call_name(name: str) -> str:
+    """batches/x/calls/7 from what `Call.name` says, or from x/calls/7."""
+    return batch_name(name)
+
+
 def new_request_id() -> str:
     return uuid.uuid4().hex
 
@@ -102,6 +107,11 @@ def list_conversations(
 
 def list_calls(name: str, page_token: str, page_size: int) -> orchestrator_pb2.ListCallsRequest:
     return orchestrator_pb2.ListCallsRequest(parent=batch_name(name), page_token=page_token, page_size=page_size)
+
+
+def settle_call(name: str, cost: Decimal | money_pb2.Money | None, note: str) -> orchestrator_pb2.SettleCallRequest:
+    given = money.from_decimal(cost) if isinstance(cost, Decimal) else cost
+    return orchestrator_pb2.SettleCallRequest(name=call_name(name), cost=given, note=note)
 
 
 def export_dataset(

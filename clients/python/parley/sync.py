@@ -11,11 +11,13 @@ import random
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, cast
 
 import grpc
+from google.type import money_pb2
 from grpc import aio
 
 from parley import requests
@@ -185,6 +187,12 @@ class Client:
             if not (token := page.next_page_token):
                 return
 
+    def settle_call(
+        self, name: str, cost: Decimal | money_pb2.Money | None = None, note: str = ""
+    ) -> conversation_pb2.Call:
+        """Says what a possibly spent call cost; None where it was not billed. The same cost twice is one."""
+        return self._unary(self._stub.SettleCall, requests.settle_call(name, cost, note))
+
     def export(
         self,
         names: str | Sequence[str],
@@ -216,7 +224,7 @@ class Client:
         owner: str = "",
         batch: str = "",
     ) -> orchestrator_pb2.GetSpendResponse:
-        """Sums of the ledger, deleted batches included."""
+        """Sums of the ledger, deleted batches included; with them how far the daily budgets are used today."""
         request = requests.get_spend(
             start=start, end=end, group_by=group_by, label_key=label_key, owner=owner, batch=batch
         )

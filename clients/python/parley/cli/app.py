@@ -26,7 +26,7 @@ Environment:
 \b
 Exit codes:
     0  it worked; a watched batch succeeded
-    1  the watched batch ended, and not every conversation was made and passed
+    1  the watched batch ended, and not every conversation was made and passed; `verify` found something wrong
     2  wrong usage, or a fault in the spec
     3  not found, not possible in this state, or not allowed
     4  the server, the estimator or the provider can't be reached, or failed
@@ -238,6 +238,45 @@ def read(
 
 
 @app.command()
+def calls(
+    context: typer.Context,
+    batch: Batch,
+    possibly_spent: Annotated[
+        bool, typer.Option("--possibly-spent", help="only those whose outcome a crash or a cut connection hid")
+    ] = False,
+    conversation: Annotated[int | None, typer.Option(min=1, help="only of this conversation")] = None,
+) -> None:
+    """List the paid calls of a batch: its ledger."""
+    from parley.cli import calls
+
+    run(
+        context,
+        lambda session: calls.calls(session, batch, possibly_spent=possibly_spent, conversation=conversation),
+    )
+
+
+@app.command()
+def settle(
+    context: typer.Context,
+    batch: Batch,
+    call: Annotated[list[str] | None, typer.Argument(metavar="CALL", help="as `parley calls` shows it")] = None,
+    every: Annotated[bool, typer.Option("--all", help="every possibly spent call of the batch")] = False,
+    not_billed: Annotated[bool, typer.Option("--not-billed", help="the provider's bill does not show them")] = False,
+    cost: Annotated[str | None, typer.Option(metavar="USD", help="what each of them cost by the bill")] = None,
+    note: Annotated[str, typer.Option(help="why, for those who read the ledger later")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="settle --all without a question")] = False,
+) -> None:
+    """Say what possibly spent calls really cost.
+
+    By the provider's console or bill. Until then they count at the most that they could cost.
+    """
+    from parley.cli import settling
+
+    chosen = settling.SettleOptions(calls=call or (), every=every, not_billed=not_billed, cost=cost, note=note, yes=yes)
+    run(context, lambda session: settling.settle(session, batch, chosen))
+
+
+@app.command()
 def pause(context: typer.Context, batch: Batch) -> None:
     """Let calls in flight end and start no other."""
     from parley.cli import batches
@@ -331,7 +370,10 @@ def spend(
     owner: Annotated[str, typer.Option(help="only of this owner")] = "",
     batch: Annotated[str, typer.Option(help="only of this batch")] = "",
 ) -> None:
-    """Sum what was spent, deleted batches included."""
+    """Sum what was spent, deleted batches included.
+
+    And show how far the daily budgets are used.
+    """
     from parley.cli import spending
 
     run(context, lambda session: spending.spend(session, by=by or (), label=label, owner=owner, batch=batch))
@@ -354,6 +396,51 @@ def down(context: typer.Context) -> None:
     from parley.cli import services
 
     run_here(context, lambda session: services.down_command(session.output))
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    folder: Annotated[
+        Path | None, typer.Argument(help="of a backup; the services' own files where none is named")
+    ] = None,
+) -> None:
+    """Recompute everything from the ledger of calls.
+
+    It reads the services' files on this machine, also while they run, and says what differs. Exit code 1 where anything
+    does.
+    """
+    from parley.cli import maintaining
+
+    run_here(context, lambda session: maintaining.verify(session.output, folder))
+
+
+@app.command()
+def backup(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="where to write")],
+    force: Annotated[bool, typer.Option("--force", help="overwrite a backup that is there")] = False,
+) -> None:
+    """Copy the services' data, also while they run.
+
+    Both files, each as it is at one moment, checked when it is written.
+    """
+    from parley.cli import maintaining
+
+    run_here(context, lambda session: maintaining.backup(session.output, folder, force=force))
+
+
+@app.command()
+def restore(
+    context: typer.Context, folder: Annotated[Path, typer.Argument(help="where `parley backup` wrote")]
+) -> None:
+    """Put a backup back, with the services stopped.
+
+    Unfinished batches are paused then, and nothing is spent before `resume`. What was there is kept beside it.
+    """
+    from parley.cli import maintaining
+
+    run_here(context, lambda session: maintaining.restore(session.output, folder))
 
 
 @app.command()

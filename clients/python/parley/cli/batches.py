@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from google.protobuf.descriptor import EnumDescriptor
 from rich.text import Text
 
 from parley import money, requests
-from parley.cli import progress, starting, words
+from parley.cli import calls, holds, progress, starting, words
 from parley.cli.failures import BAD_USAGE, OK, CommandError
 from parley.cli.output import Output
 from parley.cli.session import Session
 from parley.cli.spec_reader import enum_words
 from parley.client import BatchClient
 from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
+from parley.wire import clock
 
 LISTED_MAX = 100
 TROUBLES_MAX = 50
 # On a terminal the panel says these already.
-SHOWN_ABOVE = {"title", "state", "done", "budget"}
+SHOWN_ABOVE = {"title", "state", "done", "possibly", "waits", "budget"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,20 +64,32 @@ def _show_list(output: Output, batches: Sequence[batch_pb2.Batch]) -> None:
     if not batches and output.live:
         output.note("No batches. next: parley init, then parley start spec.yaml")
         return
-    columns = ("id", "name", "state", "done", "failed", "spent", "created")
+    columns = ("id", "name", "state", "done", "failed", "spent", "created", "note")
+    now = clock.utc_now()
     rows = [
         (
             words.bare_id(batch.name),
             batch.display_name,
             words.state(batch.state),
             f"{words.done(batch.counts)}/{batch.counts.total}",
-            batch.counts.failed,
+            str(batch.counts.failed),
             money.show(batch.spend.confirmed),
             words.day_and_time(batch.create_time),
+            ("\n" if output.live else "; ").join(_notes(batch, now)),
         )
         for batch in batches
     ]
-    output.table(columns, rows, right=("done", "failed", "spent"))
+    output.noted_table(columns, rows, right=("done", "failed", "spent"), elastic="name")
+
+
+def _notes(batch: batch_pb2.Batch, now: datetime) -> list[str]:
+    """What keeps it from going on, and what it may have cost beyond `spent`."""
+    notes = [holds.brief(batch, hold, now) for hold in batch.holds]
+    if waiting := words.waiting(batch):
+        notes.append(waiting)
+    if possibly := words.possibly_spent(batch.spend):
+        notes.append(f"possibly spent {possibly}: {calls.look_command(batch.name)}")
+    return notes
 
 
 async def show(session: Session, name: str, *, every: bool) -> int:
@@ -120,9 +134,9 @@ def _show_batch(output: Output, batch: batch_pb2.Batch) -> None:
             counts = tier.counts
             output.line("tier", tier.tier, words.done(counts), counts.total, counts.failed, money.show(tier.cost))
         for hold in batch.holds:
-            output.line("held", progress.hold_line(hold))
+            output.line("held", holds.line(batch, hold, clock.utc_now()))
         return
-    output.show(progress.panel(batch, (), width=output.out.width))
+    output.show(progress.panel(batch, (), width=output.out.width, now=clock.utc_now()))
     output.show()
     for label, value in _facts(batch):
         if label in SHOWN_ABOVE:
@@ -139,6 +153,8 @@ def _facts(batch: batch_pb2.Batch) -> list[tuple[str, str]]:
         ("done", f"{words.done(counts)}/{counts.total}"),
         ("usable", f"{counts.deliverable} of {counts.generated} generated"),
         ("spent", f"{money.show(spend.confirmed)} for {spend.calls_settled} calls"),
+        ("possibly", _possibly(batch)),
+        ("waits", words.waiting(batch)),
         ("budget", money.show(batch.budget) if batch.HasField("budget") else "no limit"),
         ("model", batch.model),
         ("concurrency", str(batch.concurrency)),
@@ -147,6 +163,11 @@ def _facts(batch: batch_pb2.Batch) -> list[tuple[str, str]]:
         ("created", f"{words.day_and_time(batch.create_time)} UTC"),
     ]
     return [(label, value) for label, value in facts if value]
+
+
+def _possibly(batch: batch_pb2.Batch) -> str:
+    possibly = words.possibly_spent(batch.spend)
+    return f"{possibly} (next: {calls.look_command(batch.name)})" if possibly else ""
 
 
 def _show_conversations(output: Output, conversations: Sequence[conversation_pb2.Conversation]) -> None:
@@ -179,17 +200,17 @@ def _why(conversation: conversation_pb2.Conversation) -> str:
 
 async def pause(session: Session, name: str) -> int:
     async with session.client() as client:
-        return _told(session, await client.pause(name))
+        return told(session, await client.pause(name))
 
 
 async def resume(session: Session, name: str) -> int:
     async with session.client() as client:
-        return _told(session, await client.resume(name))
+        return told(session, await client.resume(name))
 
 
 async def cancel(session: Session, name: str) -> int:
     async with session.client() as client:
-        return _told(session, await client.cancel(name))
+        return told(session, await client.cancel(name))
 
 
 async def retry(
@@ -207,7 +228,7 @@ async def retry(
         session.output.message(reply)
         return OK
     session.output.text(f"{reply.requeued} conversations are made again")
-    return _told(session, reply.batch)
+    return told(session, reply.batch)
 
 
 async def change(session: Session, name: str, changes: Changes) -> int:
@@ -229,7 +250,7 @@ async def change(session: Session, name: str, changes: Changes) -> int:
     if not fields:
         raise CommandError("There is nothing to change.", exit_code=BAD_USAGE, next_step="See parley set --help.")
     async with session.client() as client:
-        return _told(session, await client.update(name, **fields))
+        return told(session, await client.update(name, **fields))
 
 
 def _count(text: str) -> int | None:
@@ -240,13 +261,19 @@ def _count(text: str) -> int | None:
     return int(text)
 
 
-def _told(session: Session, batch: batch_pb2.Batch) -> int:
-    if session.output.as_json:
-        session.output.message(batch)
-        return OK
-    session.output.text(progress.summary(batch))
-    for hold in batch.holds:
-        session.output.text(f"held  {progress.hold_line(hold)}")
+def told(session: Session, batch: batch_pb2.Batch) -> int:
+    """Says what a batch is after a verb."""
+    output, now = session.output, clock.utc_now()
+    if output.as_json:
+        output.message(batch)
+    elif output.live:
+        output.show(Text(progress.summary(batch)))
+        for line in (line for hold in batch.holds for line in progress.held(batch, hold, now)):
+            output.show(line)
+    else:
+        output.text(progress.summary(batch))
+        for hold in batch.holds:
+            output.text(f"held  {holds.line(batch, hold, now)}")
     return OK
 
 

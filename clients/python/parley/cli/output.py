@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 ANSWER_MAX_BYTES = 4096
+NOTE_INDENT = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,26 @@ class Output:
             return
         self.show(table(columns, rows, right=right))
 
+    def noted_table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), elastic: str
+    ) -> None:
+        """A table whose last column are notes: on a terminal a note stands beneath its row, where it has room.
+
+        `elastic` is the column that gives way where the terminal is narrow.
+        """
+        if not self.live:
+            self.table(columns, rows)
+            return
+        made = table(columns[:-1], [[_unbroken(cell) for cell in row[:-1]] for row in rows], right=right)
+        for column in made.columns:
+            column.no_wrap, column.min_width = column.header != elastic, len(str(column.header))
+        header, *lines = self.out.render_lines(made, pad=False)
+        self.show(Segments([*header, Segment.line()]))
+        for line, row in zip(lines, rows, strict=True):
+            self.show(Segments([*line, Segment.line()]))
+            if row[-1]:
+                self.show(Padding(Text(row[-1], style="dim"), (0, 0, 0, NOTE_INDENT)))
+
 
 def new_output(*, as_json: bool) -> Output:
     return Output(Console(file=sys.stdout, highlight=False), Console(file=sys.stderr, highlight=False), as_json=as_json)
@@ -89,6 +112,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return made
+
+
+def _unbroken(cell: str) -> Text:
+    return Text(_one_line(cell), no_wrap=True, overflow="ellipsis")
 
 
 def json_line(value: object) -> str:

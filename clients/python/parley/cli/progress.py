@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
@@ -14,13 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from parley import money
-from parley.cli import words
+from parley.cli import calls, holds, words
 from parley.cli.output import Output, table
 from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 from parley.wire import clock
 
 PLAIN_EVERY_S = 3.0
+NAME_MIN = 8
 EVENTS_SHOWN = 5
+# Told also in a pipe, and not at once driven off a terminal by the conversations that end meanwhile.
+NOTABLE = {"budget_mark", "rates_changed", "call_settled", "recovered"}
+NOTABLE_KEPT = 2
 STATE_STYLES = {
     batch_pb2.BATCH_STATE_RUNNING: "cyan",
     batch_pb2.BATCH_STATE_SUCCEEDED: "green",
@@ -34,9 +39,10 @@ STATE_STYLES = {
 class LiveProgress:
     """Redraws itself with every message; what it shows last stays on the screen."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, utc_now: Callable[[], datetime] = clock.utc_now) -> None:
         self._live = Live(console=output.out, auto_refresh=False, transient=False)
-        self._events: deque[batch_pb2.BatchEvent] = deque(maxlen=EVENTS_SHOWN)
+        self._utc_now = utc_now
+        self._events = LatestEvents()
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -50,16 +56,49 @@ class LiveProgress:
     def take(self, message: orchestrator_pb2.WatchBatchResponse) -> None:
         if message.reset:
             self._events.clear()
-        self._events.extend(message.events)
-        self._live.update(panel(message.batch, self._events, width=self._live.console.width), refresh=True)
+        self._events.take(message.events)
+        drawn = panel(message.batch, self._events.shown(), width=self._live.console.width, now=self._utc_now())
+        self._live.update(drawn, refresh=True)
+
+
+class LatestEvents:
+    """The last few events of a log; notable ones among them stay longer than the others."""
+
+    def __init__(self) -> None:
+        self._latest: deque[batch_pb2.BatchEvent] = deque(maxlen=EVENTS_SHOWN)
+        self._notable: deque[batch_pb2.BatchEvent] = deque(maxlen=NOTABLE_KEPT)
+
+    def clear(self) -> None:
+        self._latest.clear()
+        self._notable.clear()
+
+    def take(self, events: Iterable[batch_pb2.BatchEvent]) -> None:
+        for event in events:
+            (self._notable if is_notable(event) else self._latest).append(event)
+
+    def shown(self) -> list[batch_pb2.BatchEvent]:
+        """In the order of the log."""
+        too_many = max(0, len(self._notable) + len(self._latest) - EVENTS_SHOWN)
+        latest = list(self._latest)[too_many:]
+        return sorted([*self._notable, *latest], key=lambda event: event.number)
+
+
+def is_notable(event: batch_pb2.BatchEvent) -> bool:
+    return event.WhichOneof("detail") in NOTABLE
 
 
 class PlainProgress:
     """A line at every change of state or holds and at every failure, and else at most every few seconds."""
 
-    def __init__(self, output: Output, monotonic_s: Callable[[], float] = clock.monotonic_s) -> None:
+    def __init__(
+        self,
+        output: Output,
+        monotonic_s: Callable[[], float] = clock.monotonic_s,
+        utc_now: Callable[[], datetime] = clock.utc_now,
+    ) -> None:
         self._output = output
         self._monotonic_s = monotonic_s
+        self._utc_now = utc_now
         self._told: tuple[object, ...] | None = None
         self._told_at_s = 0.0
 
@@ -75,6 +114,8 @@ class PlainProgress:
         for event in message.events:
             if event.conversation_ended.state == conversation_pb2.CONVERSATION_STATE_FAILED:
                 self._output.text(f"failed   {words.event(event)}")
+            elif is_notable(event):
+                self._output.text(f"note     {words.event(event)}")
         changed = (message.batch.state, tuple(hold.reason for hold in message.batch.holds))
         now_s = self._monotonic_s()
         if changed == self._told and now_s - self._told_at_s < PLAIN_EVERY_S and not message.last:
@@ -82,7 +123,7 @@ class PlainProgress:
         self._output.text(summary(message.batch))
         if changed != self._told:
             for hold in message.batch.holds:
-                self._output.text(f"held     {hold_line(hold)}")
+                self._output.text(f"held     {holds.line(message.batch, hold, self._utc_now())}")
         self._told, self._told_at_s = changed, now_s
 
 
@@ -122,10 +163,14 @@ def summary(batch: batch_pb2.Batch) -> str:
         f"{counts.in_flight} in flight",
         f"spent {money.show(batch.spend.confirmed)}",
     ]
+    if possibly := words.possibly_spent(batch.spend):
+        parts.append(f"possibly spent {possibly}")
     if batch.HasField("forecast"):
         parts.append(f"projected {money.show(batch.forecast.projected_cost)}")
     if (left := _left(batch)) is not None:
         parts.append(f"left {left}")
+    if waiting := words.waiting(batch):
+        parts.append(waiting)
     return "  ".join(parts)
 
 
@@ -135,31 +180,41 @@ def _left(batch: batch_pb2.Batch) -> str | None:
     return words.clock_time(words.seconds(batch.forecast.time_left))
 
 
-def hold_line(hold: batch_pb2.Hold) -> str:
-    return f"{_hold_cause(hold)} next: {hold.next_step}"
-
-
-def _hold_cause(hold: batch_pb2.Hold) -> str:
-    clears = f" Clears by itself at {words.day_and_time(hold.clears_at)} UTC." if hold.HasField("clears_at") else ""
-    return f"{words.hold(hold.reason)}: {hold.message}{clears}"
-
-
-def panel(batch: batch_pb2.Batch, events: Iterable[batch_pb2.BatchEvent], *, width: int) -> RenderableType:
-    parts: list[RenderableType] = [_title(batch), _bar(batch, width=width), _money(batch), Text(), tiers(batch)]
+def panel(
+    batch: batch_pb2.Batch, events: Iterable[batch_pb2.BatchEvent], *, width: int, now: datetime
+) -> RenderableType:
+    parts: list[RenderableType] = [
+        _title(batch, width=width),
+        _bar(batch, width=width),
+        _money(batch),
+        Text(),
+        tiers(batch),
+    ]
     for hold in batch.holds:
-        parts += [Text(), Text.assemble(("held: ", "bold yellow"), _hold_cause(hold)), Text(f"next: {hold.next_step}")]
+        parts += [Text(), *held(batch, hold, now)]
+    if possibly := words.possibly_spent(batch.spend):
+        told = Text.assemble(("possibly spent: ", "bold yellow"), possibly, " whose outcome nobody saw")
+        parts += [Text(), told, Text(f"next: {calls.look_command(batch.name)}, then parley settle")]
     logged = [_event(event) for event in events]
     if logged:
         parts += [Text(), *logged]
     return Group(*parts)
 
 
-def _title(batch: batch_pb2.Batch) -> Text:
-    style = STATE_STYLES.get(batch.state, "bold")
-    title = Text.assemble((batch.display_name, "bold"), "  ", (words.bare_id(batch.name), "dim"), "  ")
-    title.append(words.state(batch.state), style=f"bold {style}")
-    if batch.waiting_for_limit:
-        title.append("  waiting for the rate limit", style="yellow")
+def held(batch: batch_pb2.Batch, hold: batch_pb2.Hold, now: datetime) -> list[Text]:
+    cause = Text.assemble(("held: ", "bold yellow"), holds.cause(hold, now))
+    return [cause, Text(f"next: {holds.next_step(batch, hold)}")]
+
+
+def _title(batch: batch_pb2.Batch, *, width: int) -> Text:
+    """What it is and how it is; a long name gives way, for the state says more."""
+    facts = Text.assemble("  ", (words.bare_id(batch.name), "dim"), "  ")
+    facts.append(words.state(batch.state), style=f"bold {STATE_STYLES.get(batch.state, 'bold')}")
+    if waiting := words.waiting(batch):
+        facts.append(f"  {waiting}", style="yellow")
+    title = Text(batch.display_name, style="bold")
+    title.truncate(max(NAME_MIN, width - facts.cell_len), overflow="ellipsis")
+    title.append_text(facts)
     title.no_wrap, title.overflow = True, "ellipsis"
     return title
 
@@ -186,8 +241,6 @@ def _money(batch: batch_pb2.Batch) -> Text:
         parts.append(f"quoted {money.show(batch.quoted_cost)}")
     if batch.HasField("budget"):
         parts.append(f"budget {money.show(batch.budget)}")
-    if money.to_nanos(batch.spend.possibly_spent):
-        parts.append(f"possibly spent {money.show(batch.spend.possibly_spent)}")
     return Text("  ".join(parts))
 
 

@@ -58,6 +58,7 @@ def _pointer(message: Descriptor) -> str:
         "BatchSpec": "/properties",
         "Tier": "/properties/tiers/items/properties",
         "ConversationSpec": "/properties/conversations/items/properties",
+        "CircuitBreaker": "/properties/circuit_breaker/properties",
     }
     return nested[message.name]
 
@@ -82,6 +83,8 @@ def _one(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> Schema:
         return {"enum": list(enum_words(field.enum_type))}
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         return {**TEXT, **_string(rules.string)}
+    if rules.HasField("double"):
+        return {"type": "number", "minimum": rules.double.gte, "maximum": rules.double.lte}
     number = rules.int32 if rules.HasField("int32") else rules.uint64
     least = number.gte if number.HasField("gte") else 0
     return {"type": "integer", "minimum": least, **({"maximum": number.lte} if number.HasField("lte") else {})}

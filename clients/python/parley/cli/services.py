@@ -95,6 +95,11 @@ def home() -> Path:
     return Path(os.environ.get("PARLEY_HOME", "var")).absolute()
 
 
+def database(name: str) -> Path:
+    """The file of a service of this machine."""
+    return Path(os.environ.get(f"PARLEY_{name.upper()}_DATABASE") or home() / f"{name}.db")
+
+
 def target() -> str:
     """Where the orchestrator of this machine is called."""
     return _target("orchestrator")
@@ -160,8 +165,7 @@ def _orchestrator(answers: Callable[[], bool], *, sandboxed: bool) -> Program:
 
 
 def _database(name: str) -> dict[str, str]:
-    variable = f"PARLEY_{name.upper()}_DATABASE"
-    return {variable: os.environ.get(variable) or str(home() / f"{name}.db")}
+    return {f"PARLEY_{name.upper()}_DATABASE": str(database(name))}
 
 
 def _listen(name: str) -> str:

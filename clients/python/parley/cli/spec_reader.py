@@ -197,25 +197,28 @@ class SpecReader:
             if (text := self._text(value, inner, "a text")) is not None:
                 into[str(key.value)] = text
 
-    def _scalar(self, node: yaml.Node, field: FieldDescriptor, path: str) -> str | int | None:
+    def _scalar(self, node: yaml.Node, field: FieldDescriptor, path: str) -> str | int | float | None:
         if field.enum_type is not None:
             return self._enum(node, field.enum_type, path)
         if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
             text = self._text(node, path, "a text")
             return self._text_or_file(node, text, path) if text and field.name == "system_prompt" else text
+        if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
+            return self._number(node, path, float, "a number")
+        return self._number(node, path, int, "a whole number")
+
+    def _number(
+        self, node: yaml.Node, path: str, read: Callable[[str], int | float], expected: str
+    ) -> int | float | None:
         try:
-            return (
-                int(str(node.value).replace("_", ""))
-                if isinstance(node, yaml.ScalarNode)
-                else self._no_number(node, path)
-            )
+            if isinstance(node, yaml.ScalarNode):
+                return read(str(node.value).replace("_", ""))
         except ValueError:
-            return self._no_number(node, path)
+            pass
+        self._fault(node, path, f"expected {expected}, not {_shown(node)}")
+        return None
 
-    def _no_number(self, node: yaml.Node, path: str) -> None:
-        self._fault(node, path, f"expected a whole number, not {_shown(node)}")
-
-    def _set(self, node: yaml.Node, into: Message, field: FieldDescriptor, value: str | int, path: str) -> None:
+    def _set(self, node: yaml.Node, into: Message, field: FieldDescriptor, value: str | float, path: str) -> None:
         try:
             setattr(into, field.name, value)
         except ValueError:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
-from parley.cli import words
+from parley.cli import calls, holds, words
 from parley.cli.failures import HELD, NOT_ALL_MADE, OK
 from parley.cli.progress import new_progress
 from parley.cli.session import Session
 from parley.client import BatchClient
 from parley.v1 import batch_pb2
+
+# Holds that a person can judge only by what failed.
+BY_FAILURES = {batch_pb2.HOLD_REASON_TOO_MANY_FAILURES, batch_pb2.HOLD_REASON_STOP_ON_ERROR}
 
 
 async def watch(session: Session, name: str) -> int:
@@ -49,16 +52,28 @@ def next_steps(batch: batch_pb2.Batch) -> list[str]:
     name = words.bare_id(batch.name)
     steps: list[str] = []
     if batch.state == batch_pb2.BATCH_STATE_PAUSED:
-        reasons = {hold.reason for hold in batch.holds}
-        if batch_pb2.HOLD_REASON_BUDGET in reasons:
-            steps.append(f"parley set {name} --budget AMOUNT && parley watch {name}  (a higher budget lets it go on)")
-        if reasons != {batch_pb2.HOLD_REASON_BUDGET}:
+        if any(hold.reason in BY_FAILURES for hold in batch.holds):
+            steps.append(f"parley show {name}  (what failed, and why)")
+        steps += [_raise_budget(batch, hold) for hold in batch.holds if hold.reason == batch_pb2.HOLD_REASON_BUDGET]
+        # Resume would be refused while a budget is too low.
+        if any(hold.reason != batch_pb2.HOLD_REASON_BUDGET for hold in batch.holds):
             steps.append(f"parley resume {name} && parley watch {name}")
     elif batch.counts.failed or batch.counts.cancelled:
         steps += [f"parley show {name}  (what failed, and why)", f"parley retry {name}  (makes those again)"]
     if batch.counts.deliverable:
         steps.append(f"parley export {name} --out out/")
+    if words.possibly_spent(batch.spend):
+        steps.append(f"{calls.look_command(name)}, then parley settle")
     return steps
+
+
+def _raise_budget(batch: batch_pb2.Batch, hold: batch_pb2.Hold) -> str:
+    name = words.bare_id(batch.name)
+    if hold.HasField("clears_at"):
+        return "parley spend  (the day's budget; the batch goes on by itself)"
+    if not hold.HasField("needed_budget"):
+        return f"parley set {name} --budget AMOUNT && parley watch {name}  (a higher budget lets it go on)"
+    return f"{holds.raise_command(batch, hold)} && parley watch {name}"
 
 
 def watch_command(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from google.protobuf import duration_pb2, timestamp_pb2
 from google.protobuf.message import Message
 
@@ -40,6 +42,20 @@ def failure_reason(value: conversation_pb2.FailureReason.ValueType) -> str:
     return _short(conversation_pb2.FailureReason.Name(value), "FAILURE_REASON_") if value else ""
 
 
+def purpose(value: conversation_pb2.CallPurpose.ValueType) -> str:
+    return _short(conversation_pb2.CallPurpose.Name(value), "CALL_PURPOSE_")
+
+
+def outcome(value: conversation_pb2.CallOutcome.ValueType) -> str:
+    return _short(conversation_pb2.CallOutcome.Name(value), "CALL_OUTCOME_") if value else ""
+
+
+def call_state(value: conversation_pb2.CallState.ValueType) -> str:
+    """RESERVED is the ledger's word for a call that is under way."""
+    in_flight = value == conversation_pb2.CALL_STATE_RESERVED
+    return "in flight" if in_flight else _short(conversation_pb2.CallState.Name(value), "CALL_STATE_")
+
+
 def _short(name: str, prefix: str) -> str:
     return name.removeprefix(prefix).lower().replace("_", " ")
 
@@ -76,6 +92,41 @@ def span(total_s: float) -> str:
 
 def day_and_time(at: timestamp_pb2.Timestamp) -> str:
     return at.ToDatetime().strftime("%Y-%m-%d %H:%M") if at.seconds else ""
+
+
+def moment(at: timestamp_pb2.Timestamp, now: datetime) -> str:
+    """00:00 UTC, in 3 h 12 min; with its date where it is over a day away."""
+    then = at.ToDatetime(UTC)
+    if then <= now:
+        return f"{then:%H:%M} UTC"
+    shown = f"{then:%H:%M}" if then - now <= timedelta(days=1) else f"{then:%Y-%m-%d %H:%M}"
+    return f"{shown} UTC, in {span((then - now).total_seconds())}"
+
+
+def waiting(batch: batch_pb2.Batch) -> str:
+    """Empty while no call waits for the limit."""
+    if not batch.waiting_for_limit:
+        return ""
+    wait_s = seconds(batch.limit_wait)
+    # Less is over before it is read.
+    return "waiting for the rate limit" + (f", about {span(round(wait_s))}" if wait_s >= 1 else "")
+
+
+def possibly_spent(spend: batch_pb2.Spend) -> str:
+    """Empty where every call's cost is known."""
+    if not spend.calls_possibly_spent and not money.to_nanos(spend.possibly_spent):
+        return ""
+    return f"up to {money.show(spend.possibly_spent)} in {counted(spend.calls_possibly_spent, 'call')}"
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def input_tokens(usage: conversation_pb2.Usage) -> int:
+    """Of all classes: what a person means by the size of a prompt."""
+    written = usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+    return usage.input_tokens + usage.cache_read_tokens + written
 
 
 def times(speed_up: float) -> str:
@@ -120,11 +171,14 @@ def event(logged: batch_pb2.BatchEvent) -> str:
         case batch_pb2.SettingsChanged():
             return f"changed: {', '.join(detail.fields)}"
         case batch_pb2.ConversationsRequeued():
-            return f"{detail.count} conversations put back, run {detail.run}"
+            return f"{counted(detail.count, 'conversation')} put back, run {detail.run}"
         case batch_pb2.Recovered():
-            return f"server came back: {detail.conversations_requeued} conversations wait again"
+            return _recovered(detail)
         case batch_pb2.BudgetMark():
-            return f"{100 * detail.share:.0f} % of the budget is spent"
+            of = f": {money.show(detail.spent)} of {money.show(detail.budget)}" if detail.HasField("budget") else ""
+            return f"{100 * detail.share:.0f} % of the budget is spent{of}"
+        case batch_pb2.CallSettled():
+            return _call_settled(detail)
         case batch_pb2.RatesChanged():
             return f"prices changed to version {detail.rate_version}"
         case Message() | None:
@@ -138,3 +192,16 @@ def _conversation_ended(ended: batch_pb2.ConversationEnded) -> str:
     if ended.state == conversation_pb2.CONVERSATION_STATE_FAILED:
         return f"{about} failed: {failure_reason(ended.failure.reason)}: {ended.failure.message}"
     return f"{about} {review(ended.review) or 'generated'} {money.show(ended.cost)}"
+
+
+def _recovered(recovered: batch_pb2.Recovered) -> str:
+    lost = recovered.calls_possibly_spent
+    cost = f", {counted(lost, 'call')} possibly spent" if lost else ""
+    return f"the server came back: {recovered.conversations_requeued:,} to make again{cost}"
+
+
+def _call_settled(settled: batch_pb2.CallSettled) -> str:
+    nanos = money.to_nanos(settled.cost)
+    cost = f"at {money.show_nanos(nanos)}" if nanos else "as not billed"
+    note = f": {settled.note}" if settled.note else ""
+    return f"call {bare_id(settled.call)} settled by {settled.by} {cost}{note}"
