@@ -90,6 +90,9 @@ class Runner:
         # Conversations that are not settled yet, and those of them that take up concurrency.
         self._at_work: set[int] = set()
         self._slots: set[int] = set()
+        # Calls from claim to answer, and how many there may be now.
+        self._calls = 0
+        self._calls_max = 0
         # What waits for the limiter or between attempts: ended at once by a hold.
         self._waits: set[asyncio.Future[object]] = set()
         self._page: deque[Waiting] = deque()
@@ -129,6 +132,9 @@ class Runner:
                 if self._changed:
                     snapshot = await self._snapshot() or snapshot
                     terms = self._terms(snapshot, planned)
+                    # Budget or concurrency may be others: whoever waits for one of them asks again.
+                    self._settled.ring()
+                self._calls_max = snapshot.row["concurrency"]
                 if not await self._fill(group, snapshot, terms, planned) and not self._at_work:
                     break
                 await self._woken.wait()
@@ -201,8 +207,15 @@ class Runner:
         # Taken before the claim: a settlement that is committed right behind it must not be missed.
         settled = {BudgetScope.BATCH: self._settled.next()}
         of_any = self._tools.settled.next()
+        if self._calls >= self._calls_max:
+            # Lowered while this one kept its place and waited.
+            ticket.give_back()
+            await self._unless_halted(_set(settled[BudgetScope.BATCH]))
+            return 0.0
+        self._calls += 1
         claimed = await self._claim(attempts, terms)
         if not isinstance(claimed, Claimed):
+            self._calls -= 1
             # Those who wait for the budget ask again at every settlement; other batches need the places.
             ticket.give_back()
         if isinstance(claimed, NotClaimable):
@@ -215,6 +228,7 @@ class Runner:
         reply = await self._send(attempts.request(terms, speed=self._tools.experience.speed(terms.model)))
         self._learn(reply, attempts, terms, ticket)
         judged = self._judged(reply, attempts, terms, claimed)
+        self._calls -= 1
         if judged.retry_after_s is None:
             # The next one's claim is queued right behind this settlement, which guards it: one commit for both.
             self._free(attempts.item.number)

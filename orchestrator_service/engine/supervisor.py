@@ -106,6 +106,8 @@ class Supervisor:
             now_us = self._tools.clock.now_us()
             try:
                 await self._tools.database.write(recover_batch(batch, now_us=now_us))
+                # What was in flight is no longer: a batch that waits for its share of a day's budget looks again.
+                self._tools.settled.ring()
                 if held:
                     # Each failure may pay for calls whose answers are lost: a person must look.
                     await self._tools.database.write(hold_batch(batch, _BROKEN, now_us=now_us))

@@ -39,7 +39,7 @@ def settle_by_person(told: Correction) -> Fact[None]:
         if row["state"] != CallState.POSSIBLY_SPENT:
             raise ParleyError(
                 "STATE_FORBIDS",
-                f"The call is {row['state']}: only one that is POSSIBLY_SPENT can be settled.",
+                f"{_name(told.batch, told.call)} is {row['state']}: only one that is POSSIBLY_SPENT can be settled.",
                 metadata={"state": row["state"], "call": _name(told.batch, told.call)},
             )
         _write(tx, told, row)

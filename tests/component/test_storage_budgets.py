@@ -26,6 +26,7 @@ from orchestrator_service.domain.budget import DAY_US, Amount, BudgetScope, Dail
 from orchestrator_service.domain.errors import ParleyError
 from orchestrator_service.storage import budgets, recovery
 from orchestrator_service.storage.claims import NotClaimable
+from orchestrator_service.storage.corrections import Correction, settle_by_person
 from orchestrator_service.storage.rates import PricedAt
 from orchestrator_service.storage.settlements import GivenUp, Made
 
@@ -138,6 +139,20 @@ async def test_raising_the_batchs_budget_lifts_no_hold_of_the_day(store: Store) 
     batch = await over_day(store, budget_nanos=10 * RESERVE)
     await store.change(batch, budget=20 * RESERVE)
     assert await store.holds(batch) == {"BUDGET"}
+
+
+async def test_a_hold_of_the_day_is_over_when_a_person_settles_what_another_batch_possibly_spent(store: Store) -> None:
+    store.daily = DailyBudgets(owner_nanos=RESERVE + COST)
+    lost = await store.create()
+    call = await store.claimed(lost)
+    await store.write(checked(recovery.recover_batch(lost, now_us=store.tick()), lost))
+    batch = await store.create()
+    assert await store.claim(batch) == NotClaimable()
+    assert not await comes_due(store, batch)
+    told = Correction(batch=lost, call=call.call, cost_nanos=COST, by="ann", note="", now_us=store.tick())
+    await store.write(checked(settle_by_person(told), lost))
+    assert await comes_due(store, batch)
+    await store.claimed(batch)
 
 
 async def test_other_holds_stay_when_one_clears_by_itself(store: Store) -> None:

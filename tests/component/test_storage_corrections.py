@@ -67,7 +67,7 @@ async def test_the_same_word_twice_is_one_and_another_is_refused(store: Store) -
     events = await store.kinds(batch)
     await correct(store, batch, call, COST)
     assert await store.kinds(batch) == events
-    with pytest.raises(ParleyError, match="The call is SETTLED") as refused:
+    with pytest.raises(ParleyError, match="is SETTLED") as refused:
         await correct(store, batch, call, COST + 1)
     assert refused.value.reason == "STATE_FORBIDS"
 
@@ -75,10 +75,10 @@ async def test_the_same_word_twice_is_one_and_another_is_refused(store: Store) -
 async def test_calls_in_flight_and_answered_ones_are_not_settled_by_people(store: Store) -> None:
     batch = await store.create()
     call = await store.claimed(batch)
-    with pytest.raises(ParleyError, match="The call is RESERVED"):
+    with pytest.raises(ParleyError, match="is RESERVED"):
         await correct(store, batch, call.call, 0)
     await store.settle(batch, call)
-    with pytest.raises(ParleyError, match="The call is SETTLED"):
+    with pytest.raises(ParleyError, match="is SETTLED"):
         await correct(store, batch, call.call, COST)
 
 
