@@ -46,6 +46,12 @@ def failed(kind: FailureKind, *, server_delay_s: float | None = None, usage: Usa
     return Reply(failure=CallFailure(kind=kind, message="So it was.", server_delay_s=server_delay_s), usage=usage)
 
 
+def in_turn(*replies: Reply) -> Callable[[Call], Reply]:
+    """Each call gets the next one."""
+    left = iter(replies)
+    return lambda call: next(left)
+
+
 class News:
     """Something happened: a commit, a call, somebody began to wait."""
 
