@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import crowd, durability, limits, makespan, memory, throughput
+from benchmarks import crowd, durability, limits, makespan, memory, throughput, watchers
 from benchmarks.figures import Figure, as_json, table
 
-PARTS = ("makespan", "throughput", "limits", "durability", "crowd", "memory")
+PARTS = ("makespan", "throughput", "limits", "durability", "watchers", "crowd", "memory")
 
 
 def main() -> int:
@@ -49,6 +49,8 @@ async def _measure(options: argparse.Namespace, folder: Path) -> list[Figure]:
         figures += await limits.measure(folder / "limits")
     if "durability" in parts:
         figures += await durability.measure(folder / "durability")
+    if "watchers" in parts:
+        figures += await watchers.measure(folder / "watchers")
     if "crowd" in parts:
         figures += await crowd.measure(folder / "crowd", each=250 if options.quick else 1_000)
     if "memory" in parts:

@@ -71,7 +71,10 @@ class Services:
 
 
 @asynccontextmanager
-async def running(folder: Path, *sandbox_options: str, concurrency: int) -> AsyncGenerator[Services]:
+async def running(
+    folder: Path, *sandbox_options: str, concurrency: int, settings: Mapping[str, str] | None = None
+) -> AsyncGenerator[Services]:
+    """`settings` are further environment variables of the orchestrator."""
     await asyncio.to_thread(folder.mkdir)
     async with AsyncExitStack() as stack:
         options = ("-m", "orchestrator_service.sandbox", "--port", "0", *sandbox_options)
@@ -91,6 +94,7 @@ async def running(folder: Path, *sandbox_options: str, concurrency: int) -> Asyn
             "PARLEY_REQUESTS_PER_MINUTE": "10000000",
             "ANTHROPIC_BASE_URL": sandbox.announced["url"],
             "ANTHROPIC_API_KEY": "sandbox",
+            **(settings or {}),
         }
         orchestrator = await stack.enter_async_context(
             _running(folder / "orchestrator.log", ("-m", "orchestrator_service"), environment)

@@ -104,11 +104,6 @@ def page(connection: Connection, chosen: Filter, *, before: int | None, size: in
     return _with_parts(connection, rows)
 
 
-def matches(connection: Connection, chosen: Filter, batch: str) -> bool:
-    statement = select(batches.c.id).where(batches.c.id == batch, *chosen.clauses())
-    return connection.execute(statement).one_or_none() is not None
-
-
 def spec_bytes(connection: Connection, batch: str) -> bytes | None:
     return connection.execute(select(specs.c.spec).where(specs.c.batch == batch)).scalar_one_or_none()
 

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import random
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ SEED = 50
 WATCHERS = 50
 CUTS = 3
 WATCHERS_MAX = 60
+FLOOD = 200
+COME_AND_GO = 300
 INTERVAL_S = 0.25
 # Slow enough for a batch of 150 to take some seconds: each watcher is cut three times meanwhile.
 SPEED_UP = 150.0
@@ -98,6 +100,53 @@ async def until_there_is_room(stage: Stage, request: orchestrator_pb2.WatchBatch
                     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 else:
                     return
+
+
+async def test_a_flood_past_the_limit_is_refused_and_holds_up_nobody(stage: Stage) -> None:
+    held = await held_batch(stage)
+    request = orchestrator_pb2.WatchBatchRequest(name=held)
+    await until_there_is_room(stage, request)
+    async with asyncio.timeout(WAIT_MAX_S), AsyncExitStack() as stack:
+        streams = await all_places(stage, stack, held)
+        refusals = await asyncio.gather(*(refusal_of(stage.stub.WatchBatch(request)) for _ in range(FLOOD)))
+        assert {refused.reason for refused in refusals} == {"TOO_MANY_WATCHERS"}
+        assert all(refused.retry_after_s for refused in refusals)
+        # Those who have a place hear of what happens as ever.
+        await stage.client.cancel(held)
+        for messages in streams:
+            assert (await anext(messages)).last
+    await until_there_is_room(stage, request)
+
+
+async def all_places(stage: Stage, stack: AsyncExitStack, name: str) -> list[AsyncIterator[Message]]:
+    """As many streams as the server takes, each with its first message; a place may still be that of one who left."""
+    streams: list[AsyncIterator[Message]] = []
+    while len(streams) < WATCHERS_MAX:
+        messages = await stack.enter_async_context(watching(stage, name))
+        try:
+            await anext(messages)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        else:
+            streams.append(messages)
+    return streams
+
+
+async def test_three_hundred_watchers_come_and_go_and_every_place_is_free_again(stage: Stage) -> None:
+    held = await held_batch(stage)
+    rng = random.Random(SEED)
+
+    async def come_and_go() -> None:
+        async with watching(stage, held) as messages:
+            # Some leave before their first message, some after it.
+            if rng.random() < 0.5:
+                with suppress(grpc.aio.AioRpcError):
+                    await anext(messages)
+
+    async with asyncio.timeout(WAIT_MAX_S), AsyncExitStack() as stack:
+        await asyncio.gather(*(come_and_go() for _ in range(COME_AND_GO)))
+        assert len(await all_places(stage, stack, held)) == WATCHERS_MAX
+    await until_there_is_room(stage, orchestrator_pb2.WatchBatchRequest(name=held))
 
 
 @dataclass

@@ -766,7 +766,9 @@ class WatchBatchesResponse(_message.Message):
     deleted: _builtins.bool
     """True when the batch was deleted."""
     caught_up: _builtins.bool
-    """True on the last message of the first sweep: what the client has now is complete."""
+    """True where a sweep over everything ends: what the client has now is complete. Comes again, without a batch, every
+    5 s on a quiet stream, and after the server began anew for a reader far behind.
+    """
     @_builtins.property
     def batch(self) -> _batch_pb2.Batch:
         """The latest of a batch."""

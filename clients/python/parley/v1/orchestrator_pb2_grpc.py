@@ -183,8 +183,10 @@ class BatchOrchestratorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchBatch(self, request, context):
-        """Streams a batch: at once the present, then every change, at most 4 messages a second. Each message carries the
-        whole light batch and the durable events since the one before. Ends with OK after the message marked `last`.
+        """Streams a batch: at once the present, then every change, at most 4 messages a second, evenly: an event waits a
+        quarter of a second at most. What changes without an event comes with the next one, or after a second. The pages of
+        a backlog follow one another without a pause. Each message carries the whole light batch and the durable events
+        since the one before. Ends with OK after the message marked `last`.
         A pure observer: leaving never stops the batch. Errors: BATCH_NOT_FOUND, TOKEN_STALE, TOO_MANY_WATCHERS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -35,8 +35,10 @@ class BatchOrchestratorStub:
     ListBatches: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListBatchesRequest, _orchestrator_pb2.ListBatchesResponse]
     """Lists batches, newest first. Errors: TOKEN_STALE."""
     WatchBatch: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.WatchBatchRequest, _orchestrator_pb2.WatchBatchResponse]
-    """Streams a batch: at once the present, then every change, at most 4 messages a second. Each message carries the
-    whole light batch and the durable events since the one before. Ends with OK after the message marked `last`.
+    """Streams a batch: at once the present, then every change, at most 4 messages a second, evenly: an event waits a
+    quarter of a second at most. What changes without an event comes with the next one, or after a second. The pages of
+    a backlog follow one another without a pause. Each message carries the whole light batch and the durable events
+    since the one before. Ends with OK after the message marked `last`.
     A pure observer: leaving never stops the batch. Errors: BATCH_NOT_FOUND, TOKEN_STALE, TOO_MANY_WATCHERS.
     """
     WatchBatches: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.WatchBatchesRequest, _orchestrator_pb2.WatchBatchesResponse]
@@ -137,8 +139,10 @@ class BatchOrchestratorServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.WatchBatchRequest,
         context: _aio.ServicerContext[_orchestrator_pb2.WatchBatchRequest, _abc.AsyncIterator[_orchestrator_pb2.WatchBatchResponse]],
     ) -> _abc.AsyncIterator[_orchestrator_pb2.WatchBatchResponse]:
-        """Streams a batch: at once the present, then every change, at most 4 messages a second. Each message carries the
-        whole light batch and the durable events since the one before. Ends with OK after the message marked `last`.
+        """Streams a batch: at once the present, then every change, at most 4 messages a second, evenly: an event waits a
+        quarter of a second at most. What changes without an event comes with the next one, or after a second. The pages of
+        a backlog follow one another without a pause. Each message carries the whole light batch and the durable events
+        since the one before. Ends with OK after the message marked `last`.
         A pure observer: leaving never stops the batch. Errors: BATCH_NOT_FOUND, TOKEN_STALE, TOO_MANY_WATCHERS.
         """
 
