@@ -184,7 +184,11 @@ class Runner:
                     # Left PENDING by a hold, which may be gone again: it must be found again.
                     self.wake()
                     return
-                delay_s = await self._attempt(attempts, terms, ticket)
+                try:
+                    delay_s = await self._attempt(attempts, terms, ticket)
+                finally:
+                    # Settled before, unless this was broken off: nothing must count as in flight for ever.
+                    ticket.give_back()
         finally:
             self._at_work.discard(number)
             self._free(number)

@@ -64,6 +64,7 @@ def _options() -> argparse.ArgumentParser:
     add("--requests-per-minute", type=int, help="real minutes; runs speed-up times faster (4000)")
     add("--input-tokens-per-minute", type=int, help="as above (2000000)")
     add("--output-tokens-per-minute", type=int, help="as above (400000)")
+    add("--burst-s", type=float, help="real seconds' worth of a limit that may be used at once (60)")
     add("--api-key", help="accept only this key; any that is not empty otherwise")
     return parser
 

@@ -8,10 +8,11 @@ from orchestrator_service.sandbox.settings import Settings
 
 @dataclass(slots=True)
 class Bucket:
-    """Holds one real minute's worth and refills at that rate times the speed-up."""
+    """Refills at the limit times the speed-up, up to a minute's worth or what else the setting says."""
 
     per_minute: int
     speed_up: float
+    full: float
     level: float
     at_s: float
 
@@ -20,12 +21,12 @@ class Bucket:
         return self.per_minute * self.speed_up / 60
 
     def refill(self, *, now_s: float) -> None:
-        self.level = min(self.per_minute, self.level + (now_s - self.at_s) * self.per_second_here)
+        self.level = min(self.full, self.level + (now_s - self.at_s) * self.per_second_here)
         self.at_s = now_s
 
     def wait_s(self, amount: float) -> float:
         """Seconds until `amount` can be taken. More than a full bucket holds can be taken from a full one."""
-        return max(0.0, min(amount, self.per_minute) - self.level) / self.per_second_here
+        return max(0.0, min(amount, self.full) - self.level) / self.per_second_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,9 @@ class Exceeded:
 class Limits:
     def __init__(self, settings: Settings, *, now_s: float) -> None:
         def full(per_minute: int) -> Bucket:
-            return Bucket(per_minute, settings.speed_up, float(per_minute), now_s)
+            # However short the burst is, one request always fits.
+            holds = max(1.0, per_minute * settings.burst_s / 60)
+            return Bucket(per_minute, settings.speed_up, holds, holds, now_s)
 
         self._requests = full(settings.requests_per_minute)
         self._input = full(settings.input_tokens_per_minute)
@@ -71,7 +74,7 @@ class Limits:
         """
         for bucket in (self._requests, self._input, self._output):
             bucket.refill(now_s=now_s)
-        nearer = min(self._input, self._output, key=lambda bucket: bucket.level / bucket.per_minute)
+        nearer = min(self._input, self._output, key=lambda bucket: bucket.level / bucket.full)
         told: dict[str, str] = {}
         for name, bucket in (
             ("requests", self._requests),
@@ -79,7 +82,7 @@ class Limits:
             ("output-tokens", self._output),
             ("tokens", nearer),
         ):
-            full_at = utc_now + timedelta(seconds=bucket.wait_s(bucket.per_minute))
+            full_at = utc_now + timedelta(seconds=bucket.wait_s(bucket.full))
             told[f"anthropic-ratelimit-{name}-limit"] = str(int(bucket.per_minute * bucket.speed_up))
             told[f"anthropic-ratelimit-{name}-remaining"] = str(max(0, int(bucket.level)))
             told[f"anthropic-ratelimit-{name}-reset"] = full_at.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"

@@ -10,6 +10,7 @@ from orchestrator_service.sandbox.faults import FAULTS
 # What a sandbox that waits for nothing announces as its speed-up, and the pace of its limits unless told.
 SPEED_UP_ZERO_LATENCY = 1_000_000.0
 COUNT_MAX = 1_000_000_000_000
+BURST_MAX_S = 3_600
 
 
 class SettingError(ValueError):
@@ -29,6 +30,8 @@ class Settings:
     requests_per_minute: int = 4_000
     input_tokens_per_minute: int = 2_000_000
     output_tokens_per_minute: int = 400_000
+    # How many real seconds' worth of a limit may be used at once.
+    burst_s: float = 60.0
     # None accepts any key that is not empty.
     api_key: str | None = None
     # Generation does not begin while paused; what the front door refuses is still refused at once.
@@ -70,6 +73,7 @@ def as_json(settings: Settings) -> dict[str, object]:
         "requests_per_minute": settings.requests_per_minute,
         "input_tokens_per_minute": settings.input_tokens_per_minute,
         "output_tokens_per_minute": settings.output_tokens_per_minute,
+        "burst_s": settings.burst_s,
         "api_key_set": settings.api_key is not None,
         "paused": settings.paused,
     }
@@ -96,6 +100,12 @@ def _count_or_none(name: str, value: object) -> int | None:
 def _pace(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.001 <= value <= SPEED_UP_ZERO_LATENCY:
         raise SettingError(f"{name}: {value!r} is not a number from 0.001 to 1000000")
+    return float(value)
+
+
+def _burst(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= BURST_MAX_S:
+        raise SettingError(f"{name}: {value!r} is not a number from 0 to {BURST_MAX_S}")
     return float(value)
 
 
@@ -137,6 +147,7 @@ CHECKS: Mapping[str, Callable[[str, object], object]] = {
     "requests_per_minute": _count,
     "input_tokens_per_minute": _count,
     "output_tokens_per_minute": _count,
+    "burst_s": _burst,
     "api_key": _key,
     "paused": _yes_or_no,
 }

@@ -9,7 +9,13 @@ from orchestrator_service.sandbox.limits import Limits
 from orchestrator_service.sandbox.settings import Settings, changed
 from orchestrator_service.sandbox.stats import Stats
 
-SHAPING_LIMITS = ("speed_up", "requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
+SHAPING_LIMITS = (
+    "speed_up",
+    "requests_per_minute",
+    "input_tokens_per_minute",
+    "output_tokens_per_minute",
+    "burst_s",
+)
 
 
 class World:

@@ -117,7 +117,7 @@ FAULTS: list[tuple[str, FailureKind, bool]] = [
     ("server_error", FailureKind.SERVER_ERROR, False),
     ("refusal", FailureKind.REFUSED, False),
     ("reset", FailureKind.CONNECTION_LOST, True),
-    ("bad_body", FailureKind.MALFORMED, True),
+    ("bad_body", FailureKind.UNREADABLE, True),
     ("truncated", FailureKind.CUT, False),
     ("unknown_stop_reason", FailureKind.UNKNOWN_STOP, False),
 ]
@@ -228,7 +228,7 @@ async def test_a_refusal_is_told_by_code_status_and_type(response: web.Response,
 async def test_a_body_that_is_no_message_is_malformed_and_possibly_paid(body: str) -> None:
     reply = await reply_of(web.Response(text=body, content_type="application/json"))
     assert reply.failure
-    assert (reply.failure.kind, reply.failure.possibly_paid) == (FailureKind.MALFORMED, True)
+    assert (reply.failure.kind, reply.failure.possibly_paid) == (FailureKind.UNREADABLE, True)
 
 
 async def test_text_is_picked_by_type_and_what_a_local_server_leaves_out_is_zero() -> None:
@@ -313,7 +313,7 @@ async def test_a_server_that_is_not_there_cost_nothing() -> None:
         pass
     async with claude(url) as made:
         reply = await made.send(request())
-        counted = await made.count_tokens(MODEL, "", "Hello")
+        counted = await made.count_tokens(request(system="", user="Hello"))
         announced = await made.announcement()
         probe = await made.probe(MODEL)
     assert reply.failure
@@ -363,20 +363,20 @@ async def test_warming_the_cache_with_no_output_is_no_failure() -> None:
 
 async def test_tokens_are_counted_as_they_are_billed() -> None:
     async with sandbox() as served, claude(served.url) as made:
-        counted = await made.count_tokens(MODEL, "Answer in JSON.", PROMPT)
+        counted = await made.count_tokens(request(schema=False))
         reply = await made.send(request(schema=False))
     assert reply.usage and counted == reply.usage.input_tokens
 
 
 async def test_a_server_that_cannot_count_tokens_says_none() -> None:
     async with server(no_such_path) as url, claude(url) as made:
-        assert await made.count_tokens(MODEL, "", "Hello") is None
+        assert await made.count_tokens(request(system="", user="Hello")) is None
 
     async def answer(_: web.Request) -> web.Response:
         return web.json_response([])
 
     async with server(answer) as url, claude(url) as made:
-        assert await made.count_tokens(MODEL, "", "Hello") is None
+        assert await made.count_tokens(request(system="", user="Hello")) is None
 
 
 async def test_a_sandbox_announces_itself_and_others_do_not() -> None:

@@ -167,6 +167,26 @@ async def test_requests_over_the_limit_are_refused_and_are_no_attempts() -> None
     assert (stats["calls_started"], stats["calls_limited"], stats["prompts_distinct"]) == (2, 1, 2)
 
 
+async def test_a_smooth_limit_lets_no_burst_through() -> None:
+    async with sandbox(speed_up=1, requests_per_minute=60, burst_s=2) as served:
+        for about in ("rent", "work"):
+            await ask(served.client, prompt(about=about))
+        with pytest.raises(anthropic.RateLimitError) as caught:
+            await ask(served.client, prompt())
+    headers = caught.value.response.headers
+    assert headers["anthropic-ratelimit-requests-limit"] == "60"
+    assert headers["anthropic-ratelimit-requests-remaining"] == "0"
+    assert float(headers["retry-after"]) == 1
+
+
+async def test_one_request_fits_however_short_the_burst_is() -> None:
+    async with sandbox(speed_up=1, requests_per_minute=6) as served:
+        assert (await served.change(burst_s=0))["burst_s"] == 0
+        assert turns_of(await ask(served.client, prompt(about="rent")))
+        with pytest.raises(anthropic.RateLimitError):
+            await ask(served.client, prompt())
+
+
 async def test_output_is_charged_at_the_end_and_then_refused_until_it_has_refilled() -> None:
     async with sandbox(speed_up=1, output_tokens_per_minute=100) as served:
         await ask(served.client, prompt())
@@ -256,6 +276,7 @@ async def test_reset_counts_start_at_nothing() -> None:
         ({"faults": {"reset": 2}}, "not a probability"),
         ({"speed": 3}, "no such setting"),
         ({"requests_per_minute": 0}, "requests_per_minute"),
+        ({"burst_s": -1}, "burst_s"),
         ({"paused": "yes"}, "not true or false"),
     ],
 )

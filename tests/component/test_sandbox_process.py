@@ -94,6 +94,7 @@ def test_a_stream_has_the_events_of_the_real_one_in_their_order() -> None:
         (("--fault", "gremlins=0.1"), "no fault is called 'gremlins'"),
         (("--fault", "reset"), "NAME=PROBABILITY"),
         (("--speed-up", "0"), "speed_up"),
+        (("--burst-s", "-1"), "burst_s"),
         (("--port", "70000"), "70000 is not a port"),
         (("--sped-up", "3"), "unrecognized arguments"),
     ],
