@@ -20,7 +20,7 @@ from estimator_service.domain.workload import Group, InputSource, Limits, Worklo
 
 # A rate of one token a day gives times that no Duration holds; a century says as much.
 DURATION_MAX_S = 100 * 365 * 86_400.0
-# Below this a speed-up or a limit is a slip, and the arithmetic would leave the range of a double.
+# Below this a speed-up, a limit or a number of calls is a slip, and the arithmetic would leave the range of a double.
 RATE_MIN = 0.001
 TOKENS_OF_CALL_MAX = 1_000_000_000
 
@@ -43,7 +43,7 @@ _USAGE = (
 def workload(message: quote_pb2.Workload) -> Workload:
     _refuse_twice([group.id for group in message.groups])
     return Workload(
-        groups=tuple(_group(group) for group in message.groups),
+        groups=tuple(_group(group, f"workload.groups[{at}]") for at, group in enumerate(message.groups)),
         concurrency=message.concurrency,
         limits=Limits(**{name: _rate(getattr(message.limits, name), f"workload.limits.{name}") for name in _LIMITS}),
         speed_up=_rate(message.speed_up, "workload.speed_up") or 1.0,
@@ -52,13 +52,13 @@ def workload(message: quote_pb2.Workload) -> Workload:
     )
 
 
-def _group(group: quote_pb2.WorkloadGroup) -> Group:
+def _group(group: quote_pb2.WorkloadGroup, field: str) -> Group:
     return Group(
         id=group.id,
         tier=group.tier,
         model=group.model,
         count=group.count,
-        calls_each=group.calls_each or 1.0,
+        calls_each=_rate(group.calls_each, f"{field}.calls_each") or 1.0,
         input_source=_INPUT_SOURCES[group.input_size_source],
         input_tokens_mean=group.input_tokens_mean,
         input_characters_mean=group.input_characters_mean,

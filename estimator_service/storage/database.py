@@ -5,24 +5,39 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from estimator_service.domain.errors import EstimatorError
+
 T = TypeVar("T")
+log = structlog.get_logger()
 READERS = 4
 BUSY_MS = 5_000
+RETRY_S = 2.0
+TURN_MAX_S = 20.0
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class DatabaseUnusable(Exception):
     """The file can't be opened, is held by another estimator, or is no database of ours; the text says which."""
+
+
+class StorageFailed(EstimatorError):
+    """The database takes nothing for now: full, locked by another program, read-only. Trying again may help."""
+
+    def __init__(self) -> None:
+        # What the database says of it is for the log.
+        super().__init__("STORAGE_UNAVAILABLE", "The server's database can't be used for now.", retry_after_s=RETRY_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +48,40 @@ class Database:
     _readers: AsyncEngine
 
     async def write(self, fact: Callable[[Connection], T]) -> T:
-        """Runs `fact` in a transaction of its own, which has committed when this returns."""
-        async with self._writer.begin() as connection:
-            return await connection.run_sync(fact)
+        """Runs `fact` in a transaction of its own, which has committed when this returns. Raises StorageFailed."""
+        return await _to_its_end(_in_transaction(self._writer, fact))
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """Runs `query` in one read transaction: all that it reads is of one moment."""
-        async with self._readers.connect() as connection, connection.begin():
-            return await connection.run_sync(query)
+        """Runs `query` in one read transaction: all that it reads is of one moment. Raises StorageFailed."""
+        return await _to_its_end(_in_transaction(self._readers, query))
+
+
+async def _to_its_end(transaction: Coroutine[Any, Any, T]) -> T:
+    """A caller who leaves does not stop it: given up half-way, it would keep the file locked until it is collected."""
+    task = asyncio.create_task(transaction)
+    # A failure that nobody is left to hear was logged.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
+
+
+async def _in_transaction(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(work)
+    except (OperationalError, PoolTimeoutError) as error:
+        # What a database says of its own state. Without the statement: its values belong to callers.
+        log.error("database failed", error=str(error.orig if isinstance(error, OperationalError) else error))
+        raise StorageFailed from error
 
 
 @asynccontextmanager
-async def open_database(path: Path) -> AsyncGenerator[Database]:
+async def open_database(path: Path, *, busy_ms: int = BUSY_MS) -> AsyncGenerator[Database]:
     """Locks, migrates and opens the file. Raises DatabaseUnusable before anything is served."""
     with _locked(path):
         await asyncio.to_thread(migrate, path)
-        writer = _async_engine(path, connections=1, begin="BEGIN IMMEDIATE")
-        readers = _async_engine(path, connections=READERS, begin="BEGIN", pragmas=("query_only = ON",))
+        writer = _async_engine(path, connections=1, begin="BEGIN IMMEDIATE", busy_ms=busy_ms)
+        pragmas = ("query_only = ON",)
+        readers = _async_engine(path, connections=READERS, begin="BEGIN", busy_ms=busy_ms, pragmas=pragmas)
         try:
             yield Database(writer, readers)
         finally:
@@ -65,7 +97,8 @@ def migrate(path: Path, *, migrations: Path = MIGRATIONS) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
-    engine = _configured(create_engine(_url(path, "sqlite"), **_ARGUMENTS), begin="BEGIN IMMEDIATE")
+    engine = create_engine(_url(path, "sqlite"), **_arguments(BUSY_MS))
+    _configure(engine, begin="BEGIN IMMEDIATE")
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
@@ -78,22 +111,27 @@ def migrate(path: Path, *, migrations: Path = MIGRATIONS) -> None:
         engine.dispose()
 
 
-_ARGUMENTS: dict[str, Any] = {"connect_args": {"isolation_level": None, "timeout": BUSY_MS / 1000}}
+def _arguments(busy_ms: int) -> dict[str, Any]:
+    return {"connect_args": {"isolation_level": None, "timeout": busy_ms / 1000}}
 
 
 def _url(path: Path, driver: str) -> URL:
     return URL.create(driver, database=str(path))
 
 
-def _async_engine(path: Path, *, connections: int, begin: str, pragmas: tuple[str, ...] = ()) -> AsyncEngine:
+def _async_engine(
+    path: Path, *, connections: int, begin: str, busy_ms: int, pragmas: tuple[str, ...] = ()
+) -> AsyncEngine:
+    url = _url(path, "sqlite+aiosqlite")
+    # A slow disk is not down: our own calls wait for each other longer than for another program.
     engine = create_async_engine(
-        _url(path, "sqlite+aiosqlite"), pool_size=connections, max_overflow=0, pool_timeout=BUSY_MS / 1000, **_ARGUMENTS
+        url, pool_size=connections, max_overflow=0, pool_timeout=TURN_MAX_S, **_arguments(busy_ms)
     )
-    _configured(engine.sync_engine, begin=begin, pragmas=pragmas)
+    _configure(engine.sync_engine, begin=begin, pragmas=pragmas)
     return engine
 
 
-def _configured(engine: Engine, *, begin: str, pragmas: tuple[str, ...] = ()) -> Engine:
+def _configure(engine: Engine, *, begin: str, pragmas: tuple[str, ...] = ()) -> None:
     """The driver begins nothing by itself, so that DDL rolls back too; FULL, so that a commit survives a power cut."""
 
     def connected(connection: Any, _record: object) -> None:
@@ -107,7 +145,6 @@ def _configured(engine: Engine, *, begin: str, pragmas: tuple[str, ...] = ()) ->
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", began)
-    return engine
 
 
 @contextmanager

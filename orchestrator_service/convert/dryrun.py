@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from parley.v1 import batch_pb2, orchestrator_pb2, quote_pb2
 
@@ -11,6 +11,8 @@ from orchestrator_service.generation.planning import Planned
 
 # Sixteen axes of a thousand values have more combinations than the wire can count.
 INT64_MAX = 2**63 - 1
+# A hundred prompts of 512 kB would not fit a message.
+PROMPTS_MAX_BYTES = 8 * 1024 * 1024
 
 _SEVERITIES = {"ERROR": orchestrator_pb2.SEVERITY_ERROR, "WARNING": orchestrator_pb2.SEVERITY_WARNING}
 
@@ -34,7 +36,7 @@ def quote_reply(
     )
     if quote is not None:
         reply.coverage.CopyFrom(_coverage(planned))
-        reply.prompts.extend(_prompt(planned, number) for number in _sample(planned, sample))
+        reply.prompts.extend(_prompts(planned, sample))
         reply.tiers.extend(_tier(tier, total) for tier, total in planned.plan.tier_totals.items())
     return reply
 
@@ -65,6 +67,17 @@ def _sample(planned: Planned, sample: int) -> list[int]:
     longest = max(len(numbers) for numbers in tiers)
     spread = (numbers[at] for at in range(min(longest, sample)) for numbers in tiers if at < len(numbers))
     return [number for _, number in zip(range(sample), spread, strict=False)]
+
+
+def _prompts(planned: Planned, sample: int) -> Iterator[orchestrator_pb2.RenderedPrompt]:
+    """As many of the sample as a message holds, at least one."""
+    size = 0
+    for number in _sample(planned, sample):
+        prompt = _prompt(planned, number)
+        size += prompt.ByteSize()
+        if size > max(PROMPTS_MAX_BYTES, prompt.ByteSize()):
+            return
+        yield prompt
 
 
 def _prompt(planned: Planned, number: int) -> orchestrator_pb2.RenderedPrompt:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from parley.v1 import batch_pb2, orchestrator_pb2
 from parley.wire.auth import Identity
 
 from orchestrator_service.convert.spec import budget_of, priority_of
-from orchestrator_service.convert.values import microseconds, word_of
+from orchestrator_service.convert.values import is_time, microseconds, word_of
 from orchestrator_service.domain.errors import InvalidRequest, ParleyError
 from orchestrator_service.storage.batches import Filter
 from orchestrator_service.storage.ledger import SpendQuery
@@ -73,4 +74,9 @@ def _visible_owner(asked: str, caller: Identity) -> str:
 
 
 def _us(request: orchestrator_pb2.GetSpendRequest, field: Any) -> int | None:
-    return microseconds(getattr(request, field)) if request.HasField(field) else None
+    if not request.HasField(field):
+        return None
+    time: Timestamp = getattr(request, field)
+    if not is_time(time):
+        raise InvalidRequest(field, "is not a time from the year 1 to 9999")
+    return microseconds(time)

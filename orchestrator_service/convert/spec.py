@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 from google.type.money_pb2 import Money
 from parley.v1 import batch_pb2
 
 from orchestrator_service.convert.values import NANOS, nanos, word_of
 from orchestrator_service.domain.breaker import Breaker
 from orchestrator_service.domain.errors import InvalidRequest
-from orchestrator_service.domain.spec import Axis, AxisValue, Exchanges, Listed, Parameters, Spec, Tier
+from orchestrator_service.domain.spec import Axis, AxisValue, Exchanges, Listed, ParameterValue, Spec, Tier
 
 DEFAULT_CONCURRENCY = 3
 DEFAULT_ATTEMPTS = 5
@@ -98,5 +95,22 @@ def _axis(axis: batch_pb2.Axis) -> Axis:
     return Axis(id=axis.id, values=tuple(AxisValue(id=value.id, text=value.text) for value in axis.values))
 
 
-def _parameters(struct: Struct) -> Parameters:
-    return cast("Parameters", json_format.MessageToDict(struct))
+def _parameters(struct: Struct) -> dict[str, ParameterValue]:
+    # Protobuf's own way to JSON raises where a number is not finite; which one it is, the findings say.
+    return {name: _parameter(value) for name, value in struct.fields.items()}
+
+
+def _parameter(value: Value) -> ParameterValue:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return _parameters(value.struct_value)
+        case "list_value":
+            return [_parameter(item) for item in value.list_value.values]
+        case "number_value":
+            return value.number_value
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case _:
+            return None

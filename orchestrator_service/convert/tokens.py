@@ -11,6 +11,9 @@ from google.protobuf.message import Message
 
 from orchestrator_service.domain.errors import InvalidRequest
 
+# Every number of so many digits fits a column; more were never given out.
+DIGITS_MAX = 18
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -29,7 +32,7 @@ def page_position(token: str, request: Message) -> int | None:
     if not token:
         return None
     kind, shape, position = _unpack(token, "page_token", parts=3)
-    if kind != "page" or shape != _shape(request) or not position.isdecimal():
+    if kind != "page" or shape != _shape(request) or not _is_number(position):
         raise _stale("page_token")
     return int(position)
 
@@ -42,7 +45,7 @@ def seen_of(token: str, batch: str) -> Seen | None:
     if not token:
         return None
     kind, of, generation, number = _unpack(token, "resume_token", parts=4)
-    if kind != "watch" or of != batch or not number.isdecimal():
+    if kind != "watch" or of != batch or not _is_number(number):
         raise _stale("resume_token")
     return Seen(generation, int(number))
 
@@ -71,6 +74,10 @@ def _unpack(token: str, field: str, *, parts: int) -> list[str]:
     if len(found) != parts:
         raise _stale(field)
     return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= DIGITS_MAX
 
 
 def _stale(field: str) -> InvalidRequest:

@@ -8,6 +8,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.money_pb2 import Money
 
 NANOS = 1_000_000_000
+# The years 1 to 9999.
+TIME_MIN_S = -62_135_596_800
+TIME_MAX_S = 253_402_300_799
 
 
 def money(nanos: int) -> Money:
@@ -24,6 +27,11 @@ def timestamp(us: int | None) -> Timestamp | None:
     if us is None:
         return None
     return Timestamp(seconds=us // 1_000_000, nanos=us % 1_000_000 * 1000)
+
+
+def is_time(value: Timestamp) -> bool:
+    """Whether it is one, by the type's own rules: a request may carry any two numbers."""
+    return TIME_MIN_S <= value.seconds <= TIME_MAX_S and 0 <= value.nanos < NANOS
 
 
 def microseconds(value: Timestamp) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 from orchestrator_service.domain.plan import Item, Plan
@@ -29,11 +30,14 @@ class Planned:
     def prompts(self) -> Prompts:
         return Prompts(self.spec, self._builtins)
 
-    def findings(self) -> list[Finding]:
-        """Errors first. Fills every prompt where the spec's shape allows it: seconds of CPU for 100,000."""
+    def findings(self, is_left: Callable[[], bool] = lambda: False) -> list[Finding]:
+        """Errors first. Fills every prompt where the spec's shape allows it: seconds of CPU for 100,000.
+
+        `is_left` says that nobody waits for them any more.
+        """
         found = findings(self.spec)
         if not any(finding.severity == "ERROR" for finding in found):
-            found += self.prompts.check(self.plan) + self.plan.findings()
+            found += self.prompts.check(self.plan, is_left) + self.plan.findings()
         return sorted(found, key=lambda finding: finding.severity)
 
     def filled(self, number: int) -> Filled:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from orchestrator_service.domain.errors import InvalidRequest
 from orchestrator_service.domain.plan import Item, Plan
@@ -123,11 +124,11 @@ class Prompts:
         sha256 = hashlib.sha256(f"{self._system}\0{user}".encode()).hexdigest()
         return Filled(system=self._system, user=user, sha256=sha256)
 
-    def check(self, plan: Plan) -> list[Finding]:
+    def check(self, plan: Plan, is_left: Callable[[], bool] = lambda: False) -> list[Finding]:
         """Fills every prompt of the plan: one finding for each tier and placeholder, errors first. Takes CPU time."""
         found: dict[tuple[str, str, str], tuple[Finding, int]] = {}
         broken = {tier for tier, source in self._tiers.items() if source.refused}
-        for item in plan.items():
+        for item in takewhile(lambda _: not is_left(), plan.items()):
             if item.tier.id in broken:
                 continue
             try:

@@ -151,6 +151,9 @@ def compile_template(text: str) -> Template:
     # Python's own limits on nesting, which a template of ordinary size never meets.
     except (RecursionError, SyntaxError, MemoryError):
         raise TemplateRefused(1, "the template is nested too deeply.") from None
+    # Python reads and writes whole numbers of so many digits only.
+    except ValueError:
+        raise TemplateRefused(1, "a number is too long.") from None
     compiled = jinja2.Template.from_code(ENVIRONMENT, code, {})
     return Template(names=names, paths=paths, compiled=compiled)
 

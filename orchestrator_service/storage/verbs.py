@@ -277,7 +277,8 @@ def _requeue(tx: Transaction, old: RowMapping, which: Which, *, now_us: int) -> 
     tx.connection.execute(update(conversations).where(*clause).values(**back, checks=None, ended_us=None, tries=0))
     # A batch that had ended begins a new run.
     run = old["run"] + (old["state"] in FINAL)
-    tx.connection.execute(update(batches).where(batches.c.id == batch).values(run=run))
+    # Somebody looked: failures are counted anew, also where the batch still runs.
+    tx.connection.execute(update(batches).where(batches.c.id == batch).values(run=run, recent_ends=NO_ENDS))
     detail = {"count": sum(row["n"] for row in rows), "run": run}
     events.append(tx, batch, "conversations_requeued", detail, now_us=now_us)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import shutil
 import sqlite3
 from datetime import UTC, datetime
@@ -10,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, inspect
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from estimator_service.storage import quotes
-from estimator_service.storage.database import MIGRATIONS, DatabaseUnusable, migrate, open_database
+from estimator_service.storage.database import MIGRATIONS, DatabaseUnusable, StorageFailed, migrate, open_database
 from estimator_service.storage.quotes import PAGE_BYTES_MAX, NewQuote
 from estimator_service.storage.tables import metadata
 
@@ -51,6 +53,35 @@ def new_quote(number: int, *, body: bytes = b"x", request_id: str = "", sha256: 
         create_time=datetime(2026, 11, 23, tzinfo=UTC),
         body=body,
     )
+
+
+async def test_callers_who_leave_in_the_middle_leave_no_lock_behind(tmp_path: Path) -> None:
+    gc.disable()
+    try:
+        async with open_database(tmp_path / "e.db", busy_ms=100) as database:
+            for number in range(100):
+                leaving = asyncio.create_task(database.write(partial(quotes.insert_quote, new=new_quote(number))))
+                await asyncio.wait((leaving,), timeout=number / 20_000)
+                leaving.cancel()
+                await asyncio.wait((leaving,))
+                await database.read(partial(quotes.get_page, owner="", before=None, size=1))
+            assert await database.write(partial(quotes.insert_quote, new=new_quote(1_000)))
+    finally:
+        gc.enable()
+
+
+async def test_a_database_that_another_program_locks_is_unavailable_for_now(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with open_database(path, busy_ms=1) as database:
+        stranger = sqlite3.connect(path, isolation_level=None)
+        stranger.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageFailed) as failed:
+            await database.write(partial(quotes.insert_quote, new=new_quote(1)))
+        stranger.rollback()
+        stranger.close()
+        assert failed.value.reason == "STORAGE_UNAVAILABLE"
+        assert "locked" not in failed.value.message
+        assert await database.write(partial(quotes.insert_quote, new=new_quote(1)))
 
 
 def test_the_migrations_make_the_tables_that_the_code_speaks_of(tmp_path: Path) -> None:
@@ -117,8 +148,9 @@ async def test_commits_survive_a_power_cut_and_readers_can_not_write(tmp_path: P
             for name in ("journal_mode", "synchronous", "foreign_keys")
         ]
         assert pragmas == ["wal", 2, 1]
-        with pytest.raises(DBAPIError, match="readonly"):
+        with pytest.raises(StorageFailed) as failed:
             await database.read(partial(quotes.insert_quote, new=new_quote(1)))
+        assert "readonly" in str(failed.value.__cause__)
 
 
 async def test_the_schema_repeats_the_rules(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """The way of a call through a server: its one log line, its request id, streams and cancellations."""
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping
+import gc
+import logging
+import weakref
+from collections.abc import AsyncIterator, Generator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -122,6 +126,53 @@ async def test_leaving_a_stream_ends_its_handler_and_is_no_error():
     assert not [line for line in lines if line["log_level"] == "error"]
 
 
+async def test_a_refused_call_leaves_nothing_of_its_request_behind():
+    """gRPC keeps what a call was aborted with, in a circle that only a garbage collection opens."""
+
+    class Held:
+        """What the handler holds, as it does the request."""
+
+    alive: list[weakref.ref[Held]] = []
+
+    async def refuse(request: estimator_pb2.GetQuoteRequest) -> quote_pb2.Quote:
+        held = Held()
+        alive.append(weakref.ref(held))
+        raise DomainError("QUOTE_NOT_FOUND")
+
+    gc.disable()
+    try:
+        async with serving(refuse) as served:
+            for _ in range(5):
+                await failure_of(served.estimator.GetQuote(ASK))
+            kept = [one for one in alive[:4] if one() is not None]
+    finally:
+        gc.enable()
+    assert len(alive) == 5
+    assert kept == []
+
+
+async def test_an_rpc_that_the_service_left_out_is_not_built():
+    with capture_logs() as lines:
+        async with serving() as served:
+            failure = await failure_of(served.estimator.ListRates(estimator_pb2.ListRatesRequest()))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT")
+    assert failure.metadata == {"method": "ListRates"}
+    assert [(line["code"], line["reason"]) for line in calls(lines)] == [("UNIMPLEMENTED", "NOT_BUILT")]
+
+
+async def test_a_reply_that_no_message_holds_is_told_in_answer_and_line():
+    async def too_much(request: estimator_pb2.GetQuoteRequest) -> quote_pb2.Quote:
+        return quote_pb2.Quote(stale_reason="x" * 40_000_000)
+
+    with capture_logs() as lines, library_errors() as errors:
+        async with serving(too_much) as served:
+            failure = await failure_of(served.estimator.GetQuote(ASK))
+    assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "Ask for less" in failure.message
+    assert [line["code"] for line in calls(lines)] == ["RESOURCE_EXHAUSTED"]
+    assert errors == []
+
+
 async def test_leaving_a_call_cancels_its_handler():
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -180,6 +231,23 @@ async def test_concurrent_calls_keep_their_own_request_ids():
     async with serving() as served:
         names = [f"call-{number}" for number in range(20)]
         assert list(await asyncio.gather(*(trailing_id(served, name) for name in names))) == names
+
+
+@contextmanager
+def library_errors() -> Generator[list[logging.LogRecord]]:
+    """What gRPC itself logs as an error of the server."""
+    records: list[logging.LogRecord] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    keep, logger = Keep(logging.ERROR), logging.getLogger("grpc")
+    logger.addHandler(keep)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(keep)
 
 
 async def read(

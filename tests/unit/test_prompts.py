@@ -92,6 +92,8 @@ def fill(template: str, **values: object) -> str:
         ("{% for a in b %}{% endfor %}" * 21, "too many parts"),
         ("{{ " + "(" * 5_000 + "a" + ")" * 5_000 + " }}", "nested too deeply"),
         ("{% if a %}" * 110 + "{% endif %}" * 110, "nested too deeply"),
+        ("{{ " + "1" * 5_000 + " }}", "a number is too long"),
+        ("{{ " + "9" * 4_300 + " + 1 }}", "a number is too long"),
         ("{{ a", "unexpected end"),
         ("{% endif %}", "unknown tag 'endif'"),
     ],
@@ -329,6 +331,19 @@ def test_an_axis_that_a_prompt_does_not_use_is_a_warning() -> None:
     assert [(finding.severity, finding.message) for finding in checked(spec("{{ mood }}", axes=axes))] == [
         ("WARNING", "The prompt of tier t does not use persona: varying it changes nothing.")
     ]
+
+
+def test_checking_ends_where_nobody_waits_for_it() -> None:
+    filled = 0
+
+    def is_left() -> bool:
+        nonlocal filled
+        filled += 1
+        return filled > 3
+
+    made = spec("{{ missing }}", tiers=(Tier(id="t", count=100_000, prompt="{{ missing }}"),))
+    [finding] = Prompts(made, BUILTINS).check(Plan(made), is_left)
+    assert finding.message.endswith("First in conversation 1, 3 in all.")
 
 
 def test_findings_are_limited() -> None:

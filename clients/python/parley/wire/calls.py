@@ -15,7 +15,8 @@ import structlog
 
 from parley.wire import clock
 from parley.wire.auth import LOCAL, Identity, Tokens, set_caller
-from parley.wire.errors import REQUEST_ID_KEY, reason_of, status_of, trailing_metadata
+from parley.wire.errors import REQUEST_ID_KEY, Refusal, reason_of, status_of, trailing_metadata
+from parley.wire.options import MESSAGE_MAX_BYTES
 from parley.wire.telemetry import CallLine
 
 _HEALTH = "grpc.health.v1.Health"
@@ -93,7 +94,7 @@ def _wrap(handler: _Handler, line: CallLine, identify: Callable[[], Identity]) -
     async def reply_once(first: Any, context: _Context) -> Any:
         async with _answering(line, context):
             reply = await behaviour(enter(first, context), context)
-            return reply if serialize is None else serialize(reply)
+            return reply if serialize is None else await _fitting(serialize(reply), context)
 
     async def reply_often(first: Any, context: _Context) -> None:
         async with _answering(line, context):
@@ -103,8 +104,32 @@ def _wrap(handler: _Handler, line: CallLine, identify: Callable[[], Identity]) -
     # gRPC reads the messages of a stream itself, and writes them by the handler's serializer.
     request_deserializer = read if handler.request_streaming else None
     if handler.response_streaming:
-        return rebuild(reply_often, request_deserializer, serialize)
-    return rebuild(reply_once, request_deserializer, None)
+        return rebuild(_light(reply_often), request_deserializer, serialize)
+    return rebuild(_light(reply_once), request_deserializer, None)
+
+
+async def _fitting(packed: bytes, context: _Context) -> bytes:
+    if len(packed) > MESSAGE_MAX_BYTES:
+        # gRPC refuses it too, after the call's line was written, and with a traceback.
+        message = f"The reply has {len(packed):,} bytes; a message has at most {MESSAGE_MAX_BYTES:,}. Ask for less."
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+    return packed
+
+
+def _light(reply: _Behaviour) -> _Behaviour:
+    """What is left of a call that did not end well: nothing of its request."""
+
+    async def lightened(first: Any, context: _Context) -> Any:
+        try:
+            return await reply(first, context)
+        except grpc.aio.AbortError as aborted:
+            # gRPC keeps the error and so its frames, in a circle, until a garbage collection, and those are seldom:
+            # a request of megabytes must not stay that long.
+            del first
+            aborted.__context__ = None
+            raise aborted.with_traceback(None) from None
+
+    return lightened
 
 
 def _parts(handler: _Handler) -> tuple[_Behaviour, Callable[[Any, Any, Any], _Handler]]:
@@ -149,12 +174,23 @@ async def _answering(line: CallLine, context: _Context) -> AsyncGenerator[None]:
         code = _code_name(context, default=grpc.StatusCode.CANCELLED.name)
         raise
     except Exception as error:  # noqa: BLE001 - the one place where every failure becomes a status
-        failure = status_of(error, line.request_id)
+        # The error has no name here: this frame is in its traceback, so that a name would tie a circle.
+        failure = status_of(_not_built(line) if _is_unserved(error, context) else error, line.request_id)
         code, reason = _STATUS_CODES[failure.code].name, reason_of(failure)
     finally:
         line.write(code=code, reason=reason)
     if failure is not None:
         await context.abort(_STATUS_CODES[failure.code], failure.message, trailing_metadata(failure, line.request_id))
+
+
+def _is_unserved(error: Exception, context: _Context) -> bool:
+    """The generated class has a method for every RPC, which says so and raises this."""
+    unimplemented = grpc.StatusCode.UNIMPLEMENTED.name
+    return isinstance(error, NotImplementedError) and _code_name(context, default="") == unimplemented
+
+
+def _not_built(line: CallLine) -> Refusal:
+    return Refusal("NOT_BUILT", f"{line.method} is not served yet.", metadata={"method": line.method})
 
 
 def _cancelled_name(context: _Context) -> str:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TextIO
 
+import grpc
 import structlog
 from google.protobuf.message import Message
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -41,7 +42,13 @@ def configure(service: str, *, stream: TextIO | None = None) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
+    handler.addFilter(_no_gone_clients)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def _no_gone_clients(record: logging.LogRecord) -> bool:
+    """gRPC calls a write to a client who has just left an error of the server; the call's own line says CANCELLED."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
 def _last_processors(*, on_terminal: bool) -> list[Processor]:
