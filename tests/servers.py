@@ -120,24 +120,25 @@ async def running_sandbox(folder: Path, *options: str) -> AsyncGenerator[Sandbox
 
 
 @asynccontextmanager
-async def running_pair(folder: Path, sandbox: Sandbox, **settings: str) -> AsyncGenerator[Pair]:
-    """`settings` are environment variables of the orchestrator."""
+async def running_pair(
+    folder: Path, sandbox: Sandbox, launched: type[Server] = Server, /, **settings: str
+) -> AsyncGenerator[Pair]:
+    """`settings` are environment variables of the orchestrator, `launched` is how it is started."""
     estimator = Server(("-m", "estimator_service"), _estimator_environment(folder), folder / "estimator.log")
     await estimator.start()
-    database = folder / "orchestrator.db"
     environment = {
         "PARLEY_ORCHESTRATOR_LISTEN": f"unix:{folder}/o.sock",
-        "PARLEY_ORCHESTRATOR_DATABASE": str(database),
+        "PARLEY_ORCHESTRATOR_DATABASE": str(folder / "orchestrator.db"),
         "PARLEY_ESTIMATOR": estimator.announced["address"],
         "PARLEY_REQUESTS_PER_MINUTE": "1000000",
         "ANTHROPIC_BASE_URL": sandbox.url,
         "ANTHROPIC_API_KEY": "sandbox",
         **settings,
     }
-    orchestrator = Server(("-m", "orchestrator_service"), environment, folder / "orchestrator.log")
+    orchestrator = launched(("-m", "orchestrator_service"), environment, folder / "orchestrator.log")
     await orchestrator.start()
     try:
-        yield Pair(orchestrator, estimator, sandbox, database)
+        yield Pair(orchestrator, estimator, sandbox, Path(environment["PARLEY_ORCHESTRATOR_DATABASE"]))
     finally:
         await orchestrator.stop()
         await estimator.stop()

@@ -35,6 +35,8 @@ class Proxy:
     answered_bytes: int = 0
     # Cleared: answers stay where they are, as with a reader that reads no more.
     flowing: asyncio.Event = field(default_factory=_flowing)
+    # Set: requests go nowhere, as on a line that is dead and does not say so.
+    swallows: bool = False
     _address: str = ""
     _open: set[StreamWriter] = field(default_factory=set[StreamWriter])
 
@@ -88,6 +90,8 @@ class Proxy:
                 if heard == self._answer:
                     await self.flowing.wait()
                 heard(piece)
+                if heard == self.heard_request and self.swallows:
+                    continue
                 writer.write(piece)
                 await writer.drain()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from evidence import calls_of, last_seen, paid_again, reset
+from evidence import calls_of, last_seen, ledger, paid_again, provider_nanos, reset, rows
 from parley.cli import spec_file
 from parley.client import BatchClient
 from parley.v1 import batch_pb2, conversation_pb2
@@ -25,7 +25,20 @@ OUTCOMES = {
     "server_error": conversation_pb2.CALL_OUTCOME_PROVIDER_ERROR,
     "reset": conversation_pb2.CALL_OUTCOME_CONNECTION_LOST,
     "malformed": conversation_pb2.CALL_OUTCOME_MALFORMED,
+    "truncated": conversation_pb2.CALL_OUTCOME_CUT,
+    "stall": conversation_pb2.CALL_OUTCOME_TIMEOUT,
 }
+# Cut JSON is both of malformed, which ends as if it were whole, and truncated, which says that it is not.
+MIXTURE = {
+    "overloaded": 0.05,
+    "server_error": 0.03,
+    "reset": 0.02,
+    "malformed": 0.01,
+    "truncated": 0.01,
+    "stall": 0.01,
+}
+
+RAW_ANSWERS = "SELECT raw FROM answers JOIN calls ON calls.id = call WHERE 'batches/' || batch = ? AND raw <> ''"
 
 
 @dataclass(frozen=True)
@@ -34,13 +47,14 @@ class Stage:
 
     client: BatchClient
     sandbox: Sandbox
+    database: Path
 
 
 @pytest.fixture(name="stage", scope="module")
 async def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stage]:
     folder = tmp_path_factory.mktemp("faults")
     async with running_sandbox(folder) as sandbox, running_pair(folder, sandbox) as pair, pair.client() as client:
-        yield Stage(client, sandbox)
+        yield Stage(client, sandbox, pair.database)
 
 
 async def made(stage: Stage, wanted: batch_pb2.BatchSpec) -> batch_pb2.Batch:
@@ -60,7 +74,7 @@ async def test_ninety_of_ninety_are_delivered_through_five_percent_of_each_fault
     assert batch.counts.deliverable == 90
     # Every fault came up, and each is in the ledger as what it was.
     outcomes = Counter(call.outcome for call in calls)
-    assert {fault: outcomes[outcome] for fault, outcome in OUTCOMES.items()} == stats["faults"]
+    assert {fault: outcomes[OUTCOMES[fault]] for fault in FIVE_PERCENT_EACH} == stats["faults"]
     assert stats["faults"].keys() == FIVE_PERCENT_EACH.keys()
     assert outcomes[conversation_pb2.CALL_OUTCOME_ANSWERED] == 90
     # Paid: 90, and once more for each answer that came broken or was lost on its way.
@@ -71,15 +85,51 @@ async def test_ninety_of_ninety_are_delivered_through_five_percent_of_each_fault
     assert batch.spend.calls_possibly_spent == stats["paid_faults"]["reset"]
 
 
+async def test_three_hundred_are_delivered_or_named_through_a_mixture_of_faults(stage: Stage) -> None:
+    await reset(stage.sandbox, faults=MIXTURE)
+    batch = await made(stage, spec(300, concurrency=10))
+    stats = await stage.sandbox.stats()
+
+    assert batch.counts.deliverable + batch.counts.failed == 300
+    # A useless answer is asked for once more, changed; two in a row are rare.
+    assert batch.counts.failed <= 3
+    failed = conversation_pb2.ConversationFilter(states=[conversation_pb2.CONVERSATION_STATE_FAILED])
+    failures = [one.failure async for one in stage.client.conversations(batch.name, failed)]
+    assert len(failures) == batch.counts.failed
+    assert all(failure.reason and failure.message for failure in failures)
+
+    # Every call is explained, and as often by each fault as the provider says.
+    calls = await calls_of(stage.client, batch.name)
+    assert len(calls) == stats["calls_started"]
+    assert stats["faults"].keys() == MIXTURE.keys()
+    outcomes = Counter(call.outcome for call in calls)
+    explained = {OUTCOMES[fault]: count for fault, count in stats["faults"].items()}
+    assert outcomes == explained | {conversation_pb2.CALL_OUTCOME_ANSWERED: batch.counts.deliverable}
+    for call in calls:
+        assert bool(call.error) == (call.outcome != conversation_pb2.CALL_OUTCOME_ANSWERED), call.name
+
+    # No answer is thrown away: all that were paid are kept as they came, but for those that never came.
+    raw = [json.loads(row["raw"]) for row in rows(stage.database, RAW_ANSWERS, batch.name)]
+    never_came = stats["paid_faults"]["reset"] + stats["paid_faults"]["stall"]
+    assert len(raw) == stats["calls_completed"] - never_came
+    assert sum(answer["usage"]["output_tokens"] for answer in raw) == batch.spend.usage.output_tokens
+    assert batch.spend.calls_possibly_spent == never_came
+    assert ledger(stage.database, batch=batch.name).accounts_for(provider_nanos(stats, stage.database))
+
+
 async def test_a_conversation_is_paid_again_only_after_an_answer_that_was_no_use(stage: Stage) -> None:
     await reset(stage.sandbox, faults={"server_error": 0.2, "reset": 0.2, "malformed": 0.2})
     batch = await made(stage, spec(30, concurrency=10, max_attempts=20))
-    assert batch.counts.deliverable == 30
+    assert batch.counts.failed < 6
     outcomes: dict[int, list[int]] = {}
     for call in await calls_of(stage.client, batch.name):
         outcomes.setdefault(call.conversation, []).append(call.outcome)
+    answered, malformed = conversation_pb2.CALL_OUTCOME_ANSWERED, conversation_pb2.CALL_OUTCOME_MALFORMED
     for number, told in outcomes.items():
-        assert told.index(conversation_pb2.CALL_OUTCOME_ANSWERED) == len(told) - 1, f"conversation {number}"
+        # Asked for in stricter words once: a second useless answer ends it.
+        assert told[-1] == (malformed if told.count(malformed) == 2 else answered), f"conversation {number}"
+        assert answered not in told[:-1], f"conversation {number}"
+    assert [told[-1] for told in outcomes.values()].count(malformed) == batch.counts.failed
 
 
 async def test_a_stalled_answer_is_given_up_after_the_deadline_and_asked_for_again(stage: Stage) -> None:
