@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from parley.client import BatchClient
+from parley.v1 import batch_pb2
 
 from benchmarks import work
 from benchmarks.figures import Figure, Limit
@@ -37,7 +38,8 @@ async def measure(folder: Path, *, batches: int = BATCHES, each: int = EACH) -> 
     async with running(folder, *OPTIONS, concurrency=each) as services, BatchClient(services.address) as client:
         idle_mib, began_cpu_s = services.orchestrator.held_mib(), services.orchestrator.cpu_s()
         async with beside(_sampled(services, peak)):
-            made = [await client.create(work.spec(each, concurrency=each)) for _ in range(batches)]
+            made = [await client.create(_held(each)) for _ in range(batches)]
+            await asyncio.gather(*[client.resume(batch.name) for batch in made])
             ended = await asyncio.gather(*[work.watched(client, batch.name) for batch in made])
         began_us = min(batch.start_time.ToMicroseconds() for batch in ended)
         run_s = (max(batch.end_time.ToMicroseconds() for batch in ended) - began_us) / 1e6
@@ -64,6 +66,13 @@ async def measure(folder: Path, *, batches: int = BATCHES, each: int = EACH) -> 
             note=f"{(peak_mib - idle_mib) * 1024 / total:.1f} KiB a conversation in flight",
         ),
     ]
+
+
+def _held(each: int) -> batch_pb2.BatchSpec:
+    """Waits for approval, so that all begin together."""
+    wanted = work.spec(each, concurrency=each)
+    wanted.hold_after = 0
+    return wanted
 
 
 async def _sampled(services: Services, peak: _Peak) -> None:

@@ -31,7 +31,7 @@ from orchestrator_service.storage.database import Database
 from orchestrator_service.storage.settlements import settle_call
 from orchestrator_service.storage.transitions import NewHold
 from orchestrator_service.storage.verbs import hold_batch
-from orchestrator_service.storage.writer import StorageFailed
+from orchestrator_service.storage.writer import StorageDamaged, StorageFailed
 
 PAGE = 256
 FROM_THE_START = -1
@@ -316,7 +316,29 @@ class Runner:
             daily=self._tools.daily,
             now_us=self._tools.clock.now_us(),
         )
-        return await self._patiently(partial(self._tools.database.write, claim(wanted)))
+        return await self._claimed(wanted)
+
+    async def _claimed(self, wanted: Claim) -> Claimed | NotClaimable | WaitForSettlement:
+        """Nothing is paid yet: a claim does not wait for a damaged database, nor beyond the end of the process."""
+        while True:
+            try:
+                return await self._tools.database.write(claim(wanted))
+            except StorageDamaged as error:
+                await self._hold_damaged(error)
+                return NotClaimable()
+            except StorageFailed as error:
+                log.error("database refuses, trying again", batch=self.batch, error=str(error))
+                if not await self._unless_halted(self._tools.clock.sleep_s(STORAGE_RETRY_S)):
+                    return NotClaimable()
+
+    async def _hold_damaged(self, error: StorageDamaged) -> None:
+        """A person must repair the file; the batch says so where the damage leaves room for it."""
+        hold = NewHold(HoldReason.TOO_MANY_FAILURES, str(error))
+        try:
+            await self._tools.database.write(hold_batch(self.batch, hold, now_us=self._tools.clock.now_us()))
+        except StorageFailed as again:
+            log.error("hold not stored", batch=self.batch, error=str(again))
+            await self._unless_halted(self._tools.clock.sleep_s(STORAGE_RETRY_S))
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """While the database refuses, what is in flight goes on, and a paid answer is kept here and tried again."""

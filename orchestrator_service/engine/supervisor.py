@@ -101,8 +101,8 @@ class Supervisor:
             self._tasks.pop(batch, None)
 
     async def _put_in_order(self, batch: str, *, held: bool) -> None:
-        """Tried until the database takes it: otherwise nobody would look after the batch."""
-        while True:
+        """Tried until the database takes it: otherwise nobody would look after the batch, but for the next process."""
+        while not self._stopping:
             now_us = self._tools.clock.now_us()
             try:
                 await self._tools.database.write(recover_batch(batch, now_us=now_us))

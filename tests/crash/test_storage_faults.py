@@ -245,6 +245,10 @@ async def test_damage_that_shows_while_it_runs_is_told_and_the_rest_goes_on(ruin
     assert "damaged" in told.message
     async with ruin.stage.pair.client() as client:
         assert len([one async for one in client.conversations(ruin.name) if one.attempts]) == 3
+        await client.resume(ruin.name)
+        # No call can be journalled, so none is made, and the batch says why.
+        held = await last_seen(client, ruin.name, until="settled")
+    assert "parley restore" in held.holds[0].message
     assert await ruin.stage.health() == "SERVING"
     assert await ruin.stage.pair.orchestrator.stop() == 0
 
