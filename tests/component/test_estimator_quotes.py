@@ -127,6 +127,10 @@ async def test_a_quote_that_was_never_made_is_not_found(tmp_path: Path) -> None:
         (ask(tiers=["a", "b", "a"]), "workload.groups[2].id"),
         (ask(groups=[]), "workload.groups"),
         (ask(-1), "workload.groups[0].count"),
+        (
+            ask(groups=[quote_pb2.WorkloadGroup(id="g", tier="t", model="m", count=5_000, calls_each=5e-324)]),
+            "workload.groups[0].calls_each",
+        ),
         (ask(speed_up=float("nan")), "workload.speed_up"),
         (ask(speed_up=1e-300), "workload.speed_up"),
         (
