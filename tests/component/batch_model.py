@@ -205,7 +205,9 @@ class Batch:
         agree(self.state in ("QUEUED", "RUNNING"), f"{told} is claimed while the batch is {self.state}")
         agree(not self.holds, f"{told} is claimed in spite of holds {set(self.holds)}")
         agree(row.state == "PENDING", f"{told} is claimed and is {row.state}")
-        agree(len(self.in_flight) < self.concurrency, f"{told} is claimed beyond a concurrency of {self.concurrency}")
+        # One that is answered is no call any more, also where the database does not take the answer yet.
+        under_way = sum(not other.answered for other in self.in_flight.values())
+        agree(under_way < self.concurrency, f"{told} is claimed beyond a concurrency of {self.concurrency}")
         agree(row.interrupted or now.s >= row.earliest_s, f"{told} is claimed before the time that it was told")
         agree((purpose, tokens) in row.asks(), f"{told} asks {purpose} with {tokens} tokens, not {row.asks()}")
         met = self.obstacle(row, tokens, now)

@@ -98,7 +98,9 @@ class Play:
 
     def answer(self, call: Call, answer: Answer) -> None:
         batch, number = self.where(call.number)
-        self.answers[batch.in_flight[number].id] = (answer, self.now)
+        journalled = batch.in_flight[number]
+        journalled.answered = True
+        self.answers[journalled.id] = (answer, self.now)
         call.answer(reply_of(answer))
 
     def answer_all(self, answers: Sequence[Answer]) -> None:

@@ -128,6 +128,7 @@ class Call:
     # Of its journalling: its money stays with that day.
     day: int
     state: str = "RESERVED"
+    answered: bool = False
     cost: int | None = None
     by_person: bool = False
     # Its process ended before the answer came.
