@@ -24,7 +24,7 @@ from orchestrator_service.storage.writer import Transaction
 
 pytestmark = pytest.mark.anyio
 
-EXAMPLES = int(os.environ.get("PARLEY_MODEL_EXAMPLES", "45"))
+EXAMPLES = int(os.environ.get("PARLEY_MODEL_EXAMPLES", "65"))
 BATCHES_MAX, STEPS_MAX = 3, 40
 UNMADE = ("CANCELLED", "FAILED", "PARTIALLY_SUCCEEDED")
 
@@ -291,4 +291,20 @@ async def test_a_retry_while_the_batch_runs_counts_failures_anew(database: tuple
             await play.rest()
             await play.burst([partial(play.retry, batch, {})])
         assert (batch.state, batch.holds) == ("RUNNING", {})
+        await play.finish()
+
+
+async def test_money_of_the_day_that_was_not_spent_after_all_lets_the_batch_go_on(
+    database: tuple[Database, Path],
+) -> None:
+    process = Process(owner_day=1_500)
+    async with playing(*database, process) as play:
+        await play.burst([partial(play.create, Terms(tiers={"template": 1}))])
+        await play.kill(process)
+        (batch,) = play.house.batches.values()
+        assert (batch.state, batch.holds["BUDGET"].scope) == ("PAUSED", "OWNER_DAY")
+        ((_, lost),) = play.lost("correct")
+        await play.burst([partial(play.correct, batch, lost, 0)])
+        await play.sweep()
+        assert batch.state == "RUNNING"
         await play.finish()
