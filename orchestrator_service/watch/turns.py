@@ -6,7 +6,8 @@ A timer for each stream would cost more than its message; a thousand woken at on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import types
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 from typing import Protocol
@@ -160,13 +161,7 @@ class Turns:
                 turn.exception()
 
 
-async def _others() -> None:
+@types.coroutine
+def _others() -> Generator[None]:
     """One round of the loop: what is ready goes first."""
-    loop = asyncio.get_running_loop()
-    passed: asyncio.Future[None] = loop.create_future()
-    passing = loop.call_soon(passed.set_result, None)
-    try:
-        await passed
-    finally:
-        # A future that was cancelled meanwhile takes no result.
-        passing.cancel()
+    yield
