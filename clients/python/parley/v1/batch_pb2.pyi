@@ -13,6 +13,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.type import money_pb2 as _money_pb2
 from parley.v1 import conversation_pb2 as _conversation_pb2
+from parley.v1 import quote_pb2 as _quote_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -813,10 +814,15 @@ class Forecast(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
     BASIS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    PROBABILITY_WITHIN_BUDGET_FIELD_NUMBER: _builtins.int
     stale: _builtins.bool
     """True when the estimator could not be reached and this is the last known one."""
     basis: _builtins.str
     """What it rests on, in one short phrase."""
+    probability_within_budget: _builtins.float
+    """Probability that the cost stays within the budget; absent without one."""
     @_builtins.property
     def projected_cost(self) -> _money_pb2.Money:
         """Confirmed and possibly spent now, plus what the rest is expected to cost."""
@@ -829,6 +835,14 @@ class Forecast(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the forecast was made."""
 
+    @_builtins.property
+    def cost(self) -> _quote_pb2.CostRange:
+        """The range of projected_cost; absent where the estimator never answered for this batch."""
+
+    @_builtins.property
+    def time(self) -> _quote_pb2.TimeRange:
+        """The range of time_left; absent where the estimator never answered for this batch."""
+
     def __init__(
         self,
         *,
@@ -837,12 +851,17 @@ class Forecast(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         stale: _builtins.bool = ...,
         basis: _builtins.str = ...,
+        cost: _quote_pb2.CostRange | None = ...,
+        time: _quote_pb2.TimeRange | None = ...,
+        probability_within_budget: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "projected_cost", b"projected_cost", "time_left", b"time_left"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability_within_budget", b"_probability_within_budget", "cost", b"cost", "create_time", b"create_time", "probability_within_budget", b"probability_within_budget", "projected_cost", b"projected_cost", "time", b"time", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "create_time", b"create_time", "projected_cost", b"projected_cost", "stale", b"stale", "time_left", b"time_left"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_within_budget", b"_probability_within_budget", "basis", b"basis", "cost", b"cost", "create_time", b"create_time", "probability_within_budget", b"probability_within_budget", "projected_cost", b"projected_cost", "stale", b"stale", "time", b"time", "time_left", b"time_left"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__probability_within_budget: _TypeAlias = _typing.Literal["probability_within_budget"]  # noqa: Y015
+    _WhichOneofArgType__probability_within_budget: _TypeAlias = _typing.Literal["_probability_within_budget", b"_probability_within_budget"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_within_budget) -> _WhichOneofReturnType__probability_within_budget | None: ...
 
 Global___Forecast: _TypeAlias = Forecast  # noqa: Y015
 
@@ -931,6 +950,7 @@ class Batch(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     WAITING_FOR_LIMIT_FIELD_NUMBER: _builtins.int
     LIMIT_WAIT_FIELD_NUMBER: _builtins.int
+    REFINED_QUOTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """batches/{batch}."""
     display_name: _builtins.str
@@ -961,6 +981,8 @@ class Batch(_message.Message):
     """The number of its last event."""
     waiting_for_limit: _builtins.bool
     """True while calls wait for the shared rate limit."""
+    refined_quote: _builtins.str
+    """The quote of its rest, made when it last held at a checkpoint: what the pilot says; empty before."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For filters and bills. Updatable."""
@@ -1049,16 +1071,67 @@ class Batch(_message.Message):
         provider: Global___ProviderInfo | None = ...,
         waiting_for_limit: _builtins.bool = ...,
         limit_wait: _duration_pb2.Duration | None = ...,
+        refined_quote: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_after", b"_hold_after", "budget", b"budget", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "forecast", b"forecast", "hold_after", b"hold_after", "limit_wait", b"limit_wait", "provider", b"provider", "quoted_cost", b"quoted_cost", "quoted_duration", b"quoted_duration", "spend", b"spend", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_after", b"_hold_after", "budget", b"budget", "concurrency", b"concurrency", "counts", b"counts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error_mode", b"error_mode", "etag", b"etag", "fingerprint", b"fingerprint", "forecast", b"forecast", "hold_after", b"hold_after", "holds", b"holds", "labels", b"labels", "last_event", b"last_event", "limit_wait", b"limit_wait", "model", b"model", "name", b"name", "owner", b"owner", "priority", b"priority", "provider", b"provider", "quote", b"quote", "quoted_cost", b"quoted_cost", "quoted_duration", b"quoted_duration", "run", b"run", "spend", b"spend", "start_time", b"start_time", "state", b"state", "tiers", b"tiers", "waiting_for_limit", b"waiting_for_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_after", b"_hold_after", "budget", b"budget", "concurrency", b"concurrency", "counts", b"counts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error_mode", b"error_mode", "etag", b"etag", "fingerprint", b"fingerprint", "forecast", b"forecast", "hold_after", b"hold_after", "holds", b"holds", "labels", b"labels", "last_event", b"last_event", "limit_wait", b"limit_wait", "model", b"model", "name", b"name", "owner", b"owner", "priority", b"priority", "provider", b"provider", "quote", b"quote", "quoted_cost", b"quoted_cost", "quoted_duration", b"quoted_duration", "refined_quote", b"refined_quote", "run", b"run", "spend", b"spend", "start_time", b"start_time", "state", b"state", "tiers", b"tiers", "waiting_for_limit", b"waiting_for_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__hold_after: _TypeAlias = _typing.Literal["hold_after"]  # noqa: Y015
     _WhichOneofArgType__hold_after: _TypeAlias = _typing.Literal["_hold_after", b"_hold_after"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_after) -> _WhichOneofReturnType__hold_after | None: ...
 
 Global___Batch: _TypeAlias = Batch  # noqa: Y015
+
+@_typing.final
+class QuoteRefined(_message.Message):
+    """The quote was made anew at a checkpoint, from what the batch took so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTE_FIELD_NUMBER: _builtins.int
+    MADE_FIELD_NUMBER: _builtins.int
+    PROJECTED_COST_FIELD_NUMBER: _builtins.int
+    PROJECTED_COST_P10_FIELD_NUMBER: _builtins.int
+    PROJECTED_COST_P90_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_FIELD_NUMBER: _builtins.int
+    quote: _builtins.str
+    """quotes/{quote}, of the rest."""
+    made: _builtins.int
+    """Conversations that were made so far."""
+    @_builtins.property
+    def projected_cost(self) -> _money_pb2.Money:
+        """Spent so far plus the rest, as expected."""
+
+    @_builtins.property
+    def projected_cost_p10(self) -> _money_pb2.Money:
+        """The cost stays at or over this with 90 %."""
+
+    @_builtins.property
+    def projected_cost_p90(self) -> _money_pb2.Money:
+        """The cost stays at or under this with 90 %."""
+
+    @_builtins.property
+    def time_left(self) -> _duration_pb2.Duration:
+        """Wall time of the rest, as expected."""
+
+    def __init__(
+        self,
+        *,
+        quote: _builtins.str = ...,
+        made: _builtins.int = ...,
+        projected_cost: _money_pb2.Money | None = ...,
+        projected_cost_p10: _money_pb2.Money | None = ...,
+        projected_cost_p90: _money_pb2.Money | None = ...,
+        time_left: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["projected_cost", b"projected_cost", "projected_cost_p10", b"projected_cost_p10", "projected_cost_p90", b"projected_cost_p90", "time_left", b"time_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["made", b"made", "projected_cost", b"projected_cost", "projected_cost_p10", b"projected_cost_p10", "projected_cost_p90", b"projected_cost_p90", "quote", b"quote", "time_left", b"time_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteRefined: _TypeAlias = QuoteRefined  # noqa: Y015
 
 @_typing.final
 class StateChanged(_message.Message):
@@ -1361,6 +1434,7 @@ class BatchEvent(_message.Message):
     BUDGET_MARK_FIELD_NUMBER: _builtins.int
     RATES_CHANGED_FIELD_NUMBER: _builtins.int
     CALL_SETTLED_FIELD_NUMBER: _builtins.int
+    QUOTE_REFINED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """The number in the batch's log."""
     @_builtins.property
@@ -1407,6 +1481,10 @@ class BatchEvent(_message.Message):
     def call_settled(self) -> Global___CallSettled:
         """A possibly spent call was settled by a person."""
 
+    @_builtins.property
+    def quote_refined(self) -> Global___QuoteRefined:
+        """The batch held at a checkpoint, and its quote was made anew from what it took so far."""
+
     def __init__(
         self,
         *,
@@ -1422,12 +1500,13 @@ class BatchEvent(_message.Message):
         budget_mark: Global___BudgetMark | None = ...,
         rates_changed: Global___RatesChanged | None = ...,
         call_settled: Global___CallSettled | None = ...,
+        quote_refined: Global___QuoteRefined | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget_mark", b"budget_mark", "call_settled", b"call_settled", "conversation_ended", b"conversation_ended", "conversations_requeued", b"conversations_requeued", "create_time", b"create_time", "detail", b"detail", "hold_added", b"hold_added", "hold_cleared", b"hold_cleared", "rates_changed", b"rates_changed", "recovered", b"recovered", "settings_changed", b"settings_changed", "state_changed", b"state_changed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget_mark", b"budget_mark", "call_settled", b"call_settled", "conversation_ended", b"conversation_ended", "conversations_requeued", b"conversations_requeued", "create_time", b"create_time", "detail", b"detail", "hold_added", b"hold_added", "hold_cleared", b"hold_cleared", "quote_refined", b"quote_refined", "rates_changed", b"rates_changed", "recovered", b"recovered", "settings_changed", b"settings_changed", "state_changed", b"state_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_mark", b"budget_mark", "call_settled", b"call_settled", "conversation_ended", b"conversation_ended", "conversations_requeued", b"conversations_requeued", "create_time", b"create_time", "detail", b"detail", "hold_added", b"hold_added", "hold_cleared", b"hold_cleared", "number", b"number", "rates_changed", b"rates_changed", "recovered", b"recovered", "settings_changed", b"settings_changed", "state_changed", b"state_changed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_mark", b"budget_mark", "call_settled", b"call_settled", "conversation_ended", b"conversation_ended", "conversations_requeued", b"conversations_requeued", "create_time", b"create_time", "detail", b"detail", "hold_added", b"hold_added", "hold_cleared", b"hold_cleared", "number", b"number", "quote_refined", b"quote_refined", "rates_changed", b"rates_changed", "recovered", b"recovered", "settings_changed", b"settings_changed", "state_changed", b"state_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["state_changed", "hold_added", "hold_cleared", "conversation_ended", "settings_changed", "conversations_requeued", "recovered", "budget_mark", "rates_changed", "call_settled"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["state_changed", "hold_added", "hold_cleared", "conversation_ended", "settings_changed", "conversations_requeued", "recovered", "budget_mark", "rates_changed", "call_settled", "quote_refined"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 

@@ -30,7 +30,7 @@ from parley.v1 import batch_pb2 as parley_dot_v1_dot_batch__pb2
 from parley.v1 import quote_pb2 as parley_dot_v1_dot_quote__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19parley/v1/estimator.proto\x12\tparley.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a\x15parley/v1/batch.proto\x1a\x15parley/v1/quote.proto\"\xdb\x01\n\x12\x43reateQuoteRequest\x12-\n\x08workload\x18\x01 \x01(\x0b\x32\x13.parley.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01\x12-\n\x0bspec_sha256\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$\x12\x1c\n\x04seed\x18\x03 \x01(\x04\x42\x0e\xbaH\x0b\x32\t\x18\xff\xff\xff\xff\xff\xff\xff\x0f\x12\x30\n\nrequest_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{0,64}$\x12\x17\n\x05owner\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"?\n\x0fGetQuoteRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^quotes/[a-z0-9]{4,32}$\"i\n\x11ListQuotesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x17\n\x05owner\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"O\n\x12ListQuotesResponse\x12 \n\x06quotes\x18\x01 \x03(\x0b\x32\x10.parley.v1.Quote\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9b\x03\n\x14\x46orecastBatchRequest\x12\x30\n\x05quote\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^(quotes/[a-z0-9]{4,32})?$\x12&\n\tremaining\x18\x02 \x01(\x0b\x32\x13.parley.v1.Workload\x12\x33\n\x08\x66inished\x18\x03 \x03(\x0b\x32\x16.parley.v1.ObservationB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x35\n\tin_flight\x18\x04 \x03(\x0b\x32\x17.parley.v1.InFlightCallB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x86\x01\n\x05spent\x18\x05 \x01(\x0b\x32\x12.google.type.MoneyBc\xbaH`\xba\x01]\n\x1b\x66orecast.spent_not_negative\x12\x1aspent must not be negative\x1a\"this.units >= 0 && this.nanos >= 0\x12\x34\n\x07\x65lapsed\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\"V\n\x19RecordObservationsRequest\x12\x39\n\x0cobservations\x18\x01 \x03(\x0b\x32\x16.parley.v1.ObservationB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"B\n\x1aRecordObservationsResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x05\x12\x12\n\nduplicates\x18\x02 \x01(\x05\"p\n\x13\x43ompareQuoteRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^quotes/[a-z0-9]{4,32}$\x12+\n\x07\x61\x63tuals\x18\x02 \x01(\x0b\x32\x12.parley.v1.ActualsB\x06\xbaH\x03\xc8\x01\x01\"\xaa\x01\n\x14\x43ompareQuoteResponse\x12\x1f\n\x05quote\x18\x01 \x01(\x0b\x32\x10.parley.v1.Quote\x12#\n\x07\x61\x63tuals\x18\x02 \x01(\x0b\x32\x12.parley.v1.Actuals\x12%\n\x08\x62y_group\x18\x03 \x03(\x0b\x32\x13.parley.v1.Variance\x12%\n\x08\x62y_cause\x18\x04 \x03(\x0b\x32\x13.parley.v1.Variance\"\xc2\x01\n\x18SummarizeAccuracyRequest\x12\x38\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\xbaH\x05\xb2\x01\x02\x32\x00\x12\x36\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\xbaH\x05\xb2\x01\x02\x32\x00\x12\x34\n\x08group_by\x18\x03 \x03(\tB\"\xbaH\x1f\x92\x01\x1c\x10\x03\x18\x01\"\x16r\x14R\x05modelR\x04tierR\x05month\"E\n\x19SummarizeAccuracyResponse\x12(\n\x06slices\x18\x01 \x03(\x0b\x32\x18.parley.v1.AccuracySlice\"h\n\x10ListRatesRequest\x12 \n\x06models\x18\x01 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\xc8\x01\"\x05r\x03\x18\xc8\x01\x12\x32\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\xbaH\x05\xb2\x01\x02\x32\x00\";\n\x11ListRatesResponse\x12&\n\trate_card\x18\x01 \x01(\x0b\x32\x13.parley.v1.RateCard2\xf8\x04\n\x0e\x42\x61tchEstimator\x12>\n\x0b\x43reateQuote\x12\x1d.parley.v1.CreateQuoteRequest\x1a\x10.parley.v1.Quote\x12\x38\n\x08GetQuote\x12\x1a.parley.v1.GetQuoteRequest\x1a\x10.parley.v1.Quote\x12I\n\nListQuotes\x12\x1c.parley.v1.ListQuotesRequest\x1a\x1d.parley.v1.ListQuotesResponse\x12\x45\n\rForecastBatch\x12\x1f.parley.v1.ForecastBatchRequest\x1a\x13.parley.v1.Forecast\x12\x61\n\x12RecordObservations\x12$.parley.v1.RecordObservationsRequest\x1a%.parley.v1.RecordObservationsResponse\x12O\n\x0c\x43ompareQuote\x12\x1e.parley.v1.CompareQuoteRequest\x1a\x1f.parley.v1.CompareQuoteResponse\x12^\n\x11SummarizeAccuracy\x12#.parley.v1.SummarizeAccuracyRequest\x1a$.parley.v1.SummarizeAccuracyResponse\x12\x46\n\tListRates\x12\x1b.parley.v1.ListRatesRequest\x1a\x1c.parley.v1.ListRatesResponseB\x1fZ\x1dparley.dev/parley/v1;parleyv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19parley/v1/estimator.proto\x12\tparley.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a\x15parley/v1/batch.proto\x1a\x15parley/v1/quote.proto\"\x8e\x02\n\x12\x43reateQuoteRequest\x12-\n\x08workload\x18\x01 \x01(\x0b\x32\x13.parley.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01\x12-\n\x0bspec_sha256\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$\x12\x1c\n\x04seed\x18\x03 \x01(\x04\x42\x0e\xbaH\x0b\x32\t\x18\xff\xff\xff\xff\xff\xff\xff\x0f\x12\x30\n\nrequest_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{0,64}$\x12\x17\n\x05owner\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x31\n\x05\x62\x61tch\x18\x06 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^(batches/[a-z0-9]{4,32})?$\"?\n\x0fGetQuoteRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^quotes/[a-z0-9]{4,32}$\"i\n\x11ListQuotesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x17\n\x05owner\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"O\n\x12ListQuotesResponse\x12 \n\x06quotes\x18\x01 \x03(\x0b\x32\x10.parley.v1.Quote\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xec\x03\n\x14\x46orecastBatchRequest\x12\x30\n\x05quote\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^(quotes/[a-z0-9]{4,32})?$\x12&\n\tremaining\x18\x02 \x01(\x0b\x32\x13.parley.v1.Workload\x12\x33\n\x08\x66inished\x18\x03 \x03(\x0b\x32\x16.parley.v1.ObservationB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x35\n\tin_flight\x18\x04 \x03(\x0b\x32\x17.parley.v1.InFlightCallB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x86\x01\n\x05spent\x18\x05 \x01(\x0b\x32\x12.google.type.MoneyBc\xbaH`\xba\x01]\n\x1b\x66orecast.spent_not_negative\x12\x1aspent must not be negative\x1a\"this.units >= 0 && this.nanos >= 0\x12\x34\n\x07\x65lapsed\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\x12\x31\n\x05\x62\x61tch\x18\x07 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^(batches/[a-z0-9]{4,32})?$\x12\x1c\n\x04seed\x18\x08 \x01(\x04\x42\x0e\xbaH\x0b\x32\t\x18\xff\xff\xff\xff\xff\xff\xff\x0f\"V\n\x19RecordObservationsRequest\x12\x39\n\x0cobservations\x18\x01 \x03(\x0b\x32\x16.parley.v1.ObservationB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"B\n\x1aRecordObservationsResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x05\x12\x12\n\nduplicates\x18\x02 \x01(\x05\"\xda\x01\n\x14RecordOutcomeRequest\x12-\n\x05quote\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^quotes/[a-z0-9]{4,32}$\x12.\n\x05\x62\x61tch\x18\x02 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^batches/[a-z0-9]{4,32}$\x12+\n\x07\x61\x63tuals\x18\x03 \x01(\x0b\x32\x12.parley.v1.ActualsB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\xbaH\x05\xb2\x01\x02\x32\x00\")\n\x15RecordOutcomeResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x08\"h\n\x13\x43ompareQuoteRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^quotes/[a-z0-9]{4,32}$\x12#\n\x07\x61\x63tuals\x18\x02 \x01(\x0b\x32\x12.parley.v1.Actuals\"\xb9\x01\n\x14\x43ompareQuoteResponse\x12\x1f\n\x05quote\x18\x01 \x01(\x0b\x32\x10.parley.v1.Quote\x12#\n\x07\x61\x63tuals\x18\x02 \x01(\x0b\x32\x12.parley.v1.Actuals\x12%\n\x08\x62y_group\x18\x03 \x03(\x0b\x32\x13.parley.v1.Variance\x12%\n\x08\x62y_cause\x18\x04 \x03(\x0b\x32\x13.parley.v1.Variance\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\t\"\xde\x01\n\x18SummarizeAccuracyRequest\x12\x38\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\xbaH\x05\xb2\x01\x02\x32\x00\x12\x36\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\xbaH\x05\xb2\x01\x02\x32\x00\x12\x34\n\x08group_by\x18\x03 \x03(\tB\"\xbaH\x1f\x92\x01\x1c\x10\x03\x18\x01\"\x16r\x14R\x05modelR\x04tierR\x05month\x12\x1a\n\x08provider\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xac\x02\"q\n\x19SummarizeAccuracyResponse\x12(\n\x06slices\x18\x01 \x03(\x0b\x32\x18.parley.v1.AccuracySlice\x12*\n\x08outcomes\x18\x02 \x03(\x0b\x32\x18.parley.v1.ScoredOutcome\"W\n\x17SummarizeHistoryRequest\x12 \n\x06models\x18\x01 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\xc8\x01\"\x05r\x03\x18\xc8\x01\x12\x1a\n\x08provider\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xac\x02\"C\n\x18SummarizeHistoryResponse\x12\'\n\x06slices\x18\x01 \x03(\x0b\x32\x17.parley.v1.HistorySlice\"h\n\x10ListRatesRequest\x12 \n\x06models\x18\x01 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\xc8\x01\"\x05r\x03\x18\xc8\x01\x12\x32\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\xbaH\x05\xb2\x01\x02\x32\x00\";\n\x11ListRatesResponse\x12&\n\trate_card\x18\x01 \x01(\x0b\x32\x13.parley.v1.RateCard2\xa9\x06\n\x0e\x42\x61tchEstimator\x12>\n\x0b\x43reateQuote\x12\x1d.parley.v1.CreateQuoteRequest\x1a\x10.parley.v1.Quote\x12\x38\n\x08GetQuote\x12\x1a.parley.v1.GetQuoteRequest\x1a\x10.parley.v1.Quote\x12I\n\nListQuotes\x12\x1c.parley.v1.ListQuotesRequest\x1a\x1d.parley.v1.ListQuotesResponse\x12\x45\n\rForecastBatch\x12\x1f.parley.v1.ForecastBatchRequest\x1a\x13.parley.v1.Forecast\x12\x61\n\x12RecordObservations\x12$.parley.v1.RecordObservationsRequest\x1a%.parley.v1.RecordObservationsResponse\x12R\n\rRecordOutcome\x12\x1f.parley.v1.RecordOutcomeRequest\x1a .parley.v1.RecordOutcomeResponse\x12O\n\x0c\x43ompareQuote\x12\x1e.parley.v1.CompareQuoteRequest\x1a\x1f.parley.v1.CompareQuoteResponse\x12^\n\x11SummarizeAccuracy\x12#.parley.v1.SummarizeAccuracyRequest\x1a$.parley.v1.SummarizeAccuracyResponse\x12[\n\x10SummarizeHistory\x12\".parley.v1.SummarizeHistoryRequest\x1a#.parley.v1.SummarizeHistoryResponse\x12\x46\n\tListRates\x12\x1b.parley.v1.ListRatesRequest\x1a\x1c.parley.v1.ListRatesResponseB\x1fZ\x1dparley.dev/parley/v1;parleyv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEQUOTEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\031r\0272\025^[A-Za-z0-9_-]{0,64}$'
   _globals['_CREATEQUOTEREQUEST'].fields_by_name['owner']._loaded_options = None
   _globals['_CREATEQUOTEREQUEST'].fields_by_name['owner']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_CREATEQUOTEREQUEST'].fields_by_name['batch']._loaded_options = None
+  _globals['_CREATEQUOTEREQUEST'].fields_by_name['batch']._serialized_options = b'\272H\037r\0352\033^(batches/[a-z0-9]{4,32})?$'
   _globals['_GETQUOTEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETQUOTEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\033r\0312\027^quotes/[a-z0-9]{4,32}$'
   _globals['_LISTQUOTESREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -66,48 +68,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORECASTBATCHREQUEST'].fields_by_name['spent']._serialized_options = b'\272H`\272\001]\n\033forecast.spent_not_negative\022\032spent must not be negative\032\"this.units >= 0 && this.nanos >= 0'
   _globals['_FORECASTBATCHREQUEST'].fields_by_name['elapsed']._loaded_options = None
   _globals['_FORECASTBATCHREQUEST'].fields_by_name['elapsed']._serialized_options = b'\272H\005\252\001\0022\000'
+  _globals['_FORECASTBATCHREQUEST'].fields_by_name['batch']._loaded_options = None
+  _globals['_FORECASTBATCHREQUEST'].fields_by_name['batch']._serialized_options = b'\272H\037r\0352\033^(batches/[a-z0-9]{4,32})?$'
+  _globals['_FORECASTBATCHREQUEST'].fields_by_name['seed']._loaded_options = None
+  _globals['_FORECASTBATCHREQUEST'].fields_by_name['seed']._serialized_options = b'\272H\0132\t\030\377\377\377\377\377\377\377\017'
   _globals['_RECORDOBSERVATIONSREQUEST'].fields_by_name['observations']._loaded_options = None
   _globals['_RECORDOBSERVATIONSREQUEST'].fields_by_name['observations']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
+  _globals['_RECORDOUTCOMEREQUEST'].fields_by_name['quote']._loaded_options = None
+  _globals['_RECORDOUTCOMEREQUEST'].fields_by_name['quote']._serialized_options = b'\272H\033r\0312\027^quotes/[a-z0-9]{4,32}$'
+  _globals['_RECORDOUTCOMEREQUEST'].fields_by_name['batch']._loaded_options = None
+  _globals['_RECORDOUTCOMEREQUEST'].fields_by_name['batch']._serialized_options = b'\272H\034r\0322\030^batches/[a-z0-9]{4,32}$'
+  _globals['_RECORDOUTCOMEREQUEST'].fields_by_name['actuals']._loaded_options = None
+  _globals['_RECORDOUTCOMEREQUEST'].fields_by_name['actuals']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_RECORDOUTCOMEREQUEST'].fields_by_name['end_time']._loaded_options = None
+  _globals['_RECORDOUTCOMEREQUEST'].fields_by_name['end_time']._serialized_options = b'\272H\005\262\001\0022\000'
   _globals['_COMPAREQUOTEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_COMPAREQUOTEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\033r\0312\027^quotes/[a-z0-9]{4,32}$'
-  _globals['_COMPAREQUOTEREQUEST'].fields_by_name['actuals']._loaded_options = None
-  _globals['_COMPAREQUOTEREQUEST'].fields_by_name['actuals']._serialized_options = b'\272H\003\310\001\001'
   _globals['_SUMMARIZEACCURACYREQUEST'].fields_by_name['start_time']._loaded_options = None
   _globals['_SUMMARIZEACCURACYREQUEST'].fields_by_name['start_time']._serialized_options = b'\272H\005\262\001\0022\000'
   _globals['_SUMMARIZEACCURACYREQUEST'].fields_by_name['end_time']._loaded_options = None
   _globals['_SUMMARIZEACCURACYREQUEST'].fields_by_name['end_time']._serialized_options = b'\272H\005\262\001\0022\000'
   _globals['_SUMMARIZEACCURACYREQUEST'].fields_by_name['group_by']._loaded_options = None
   _globals['_SUMMARIZEACCURACYREQUEST'].fields_by_name['group_by']._serialized_options = b'\272H\037\222\001\034\020\003\030\001\"\026r\024R\005modelR\004tierR\005month'
+  _globals['_SUMMARIZEACCURACYREQUEST'].fields_by_name['provider']._loaded_options = None
+  _globals['_SUMMARIZEACCURACYREQUEST'].fields_by_name['provider']._serialized_options = b'\272H\005r\003\030\254\002'
+  _globals['_SUMMARIZEHISTORYREQUEST'].fields_by_name['models']._loaded_options = None
+  _globals['_SUMMARIZEHISTORYREQUEST'].fields_by_name['models']._serialized_options = b'\272H\r\222\001\n\020\310\001\"\005r\003\030\310\001'
+  _globals['_SUMMARIZEHISTORYREQUEST'].fields_by_name['provider']._loaded_options = None
+  _globals['_SUMMARIZEHISTORYREQUEST'].fields_by_name['provider']._serialized_options = b'\272H\005r\003\030\254\002'
   _globals['_LISTRATESREQUEST'].fields_by_name['models']._loaded_options = None
   _globals['_LISTRATESREQUEST'].fields_by_name['models']._serialized_options = b'\272H\r\222\001\n\020\310\001\"\005r\003\030\310\001'
   _globals['_LISTRATESREQUEST'].fields_by_name['time']._loaded_options = None
   _globals['_LISTRATESREQUEST'].fields_by_name['time']._serialized_options = b'\272H\005\262\001\0022\000'
   _globals['_CREATEQUOTEREQUEST']._serialized_start=206
-  _globals['_CREATEQUOTEREQUEST']._serialized_end=425
-  _globals['_GETQUOTEREQUEST']._serialized_start=427
-  _globals['_GETQUOTEREQUEST']._serialized_end=490
-  _globals['_LISTQUOTESREQUEST']._serialized_start=492
-  _globals['_LISTQUOTESREQUEST']._serialized_end=597
-  _globals['_LISTQUOTESRESPONSE']._serialized_start=599
-  _globals['_LISTQUOTESRESPONSE']._serialized_end=678
-  _globals['_FORECASTBATCHREQUEST']._serialized_start=681
-  _globals['_FORECASTBATCHREQUEST']._serialized_end=1092
-  _globals['_RECORDOBSERVATIONSREQUEST']._serialized_start=1094
-  _globals['_RECORDOBSERVATIONSREQUEST']._serialized_end=1180
-  _globals['_RECORDOBSERVATIONSRESPONSE']._serialized_start=1182
-  _globals['_RECORDOBSERVATIONSRESPONSE']._serialized_end=1248
-  _globals['_COMPAREQUOTEREQUEST']._serialized_start=1250
-  _globals['_COMPAREQUOTEREQUEST']._serialized_end=1362
-  _globals['_COMPAREQUOTERESPONSE']._serialized_start=1365
-  _globals['_COMPAREQUOTERESPONSE']._serialized_end=1535
-  _globals['_SUMMARIZEACCURACYREQUEST']._serialized_start=1538
-  _globals['_SUMMARIZEACCURACYREQUEST']._serialized_end=1732
-  _globals['_SUMMARIZEACCURACYRESPONSE']._serialized_start=1734
-  _globals['_SUMMARIZEACCURACYRESPONSE']._serialized_end=1803
-  _globals['_LISTRATESREQUEST']._serialized_start=1805
-  _globals['_LISTRATESREQUEST']._serialized_end=1909
-  _globals['_LISTRATESRESPONSE']._serialized_start=1911
-  _globals['_LISTRATESRESPONSE']._serialized_end=1970
-  _globals['_BATCHESTIMATOR']._serialized_start=1973
-  _globals['_BATCHESTIMATOR']._serialized_end=2605
+  _globals['_CREATEQUOTEREQUEST']._serialized_end=476
+  _globals['_GETQUOTEREQUEST']._serialized_start=478
+  _globals['_GETQUOTEREQUEST']._serialized_end=541
+  _globals['_LISTQUOTESREQUEST']._serialized_start=543
+  _globals['_LISTQUOTESREQUEST']._serialized_end=648
+  _globals['_LISTQUOTESRESPONSE']._serialized_start=650
+  _globals['_LISTQUOTESRESPONSE']._serialized_end=729
+  _globals['_FORECASTBATCHREQUEST']._serialized_start=732
+  _globals['_FORECASTBATCHREQUEST']._serialized_end=1224
+  _globals['_RECORDOBSERVATIONSREQUEST']._serialized_start=1226
+  _globals['_RECORDOBSERVATIONSREQUEST']._serialized_end=1312
+  _globals['_RECORDOBSERVATIONSRESPONSE']._serialized_start=1314
+  _globals['_RECORDOBSERVATIONSRESPONSE']._serialized_end=1380
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_start=1383
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_end=1601
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_start=1603
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_end=1644
+  _globals['_COMPAREQUOTEREQUEST']._serialized_start=1646
+  _globals['_COMPAREQUOTEREQUEST']._serialized_end=1750
+  _globals['_COMPAREQUOTERESPONSE']._serialized_start=1753
+  _globals['_COMPAREQUOTERESPONSE']._serialized_end=1938
+  _globals['_SUMMARIZEACCURACYREQUEST']._serialized_start=1941
+  _globals['_SUMMARIZEACCURACYREQUEST']._serialized_end=2163
+  _globals['_SUMMARIZEACCURACYRESPONSE']._serialized_start=2165
+  _globals['_SUMMARIZEACCURACYRESPONSE']._serialized_end=2278
+  _globals['_SUMMARIZEHISTORYREQUEST']._serialized_start=2280
+  _globals['_SUMMARIZEHISTORYREQUEST']._serialized_end=2367
+  _globals['_SUMMARIZEHISTORYRESPONSE']._serialized_start=2369
+  _globals['_SUMMARIZEHISTORYRESPONSE']._serialized_end=2436
+  _globals['_LISTRATESREQUEST']._serialized_start=2438
+  _globals['_LISTRATESREQUEST']._serialized_end=2542
+  _globals['_LISTRATESRESPONSE']._serialized_start=2544
+  _globals['_LISTRATESRESPONSE']._serialized_end=2603
+  _globals['_BATCHESTIMATOR']._serialized_start=2606
+  _globals['_BATCHESTIMATOR']._serialized_end=3415
 # @@protoc_insertion_point(module_scope)

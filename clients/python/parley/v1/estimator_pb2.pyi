@@ -33,6 +33,7 @@ class CreateQuoteRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     spec_sha256: _builtins.str
     """The spec (sha256, hex) that the quote is bound to."""
     seed: _builtins.int
@@ -41,6 +42,8 @@ class CreateQuoteRequest(_message.Message):
     """The same id and body give the same quote; empty: always a new one."""
     owner: _builtins.str
     """Who asks, for lists."""
+    batch: _builtins.str
+    """batches/{batch}: the workload is the rest of this batch, whose own observations tell how it differs from others."""
     @_builtins.property
     def workload(self) -> _quote_pb2.Workload:
         """What to quote."""
@@ -53,10 +56,11 @@ class CreateQuoteRequest(_message.Message):
         seed: _builtins.int = ...,
         request_id: _builtins.str = ...,
         owner: _builtins.str = ...,
+        batch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "request_id", b"request_id", "seed", b"seed", "spec_sha256", b"spec_sha256", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "owner", b"owner", "request_id", b"request_id", "seed", b"seed", "spec_sha256", b"spec_sha256", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,8 +158,14 @@ class ForecastBatchRequest(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     quote: _builtins.str
     """The quote that the batch was started on; may be empty."""
+    batch: _builtins.str
+    """batches/{batch}: its recorded observations count as finished too, each call once."""
+    seed: _builtins.int
+    """Makes the draws repeatable."""
     @_builtins.property
     def remaining(self) -> _quote_pb2.Workload:
         """What is left to make, without what is in flight."""
@@ -185,10 +195,12 @@ class ForecastBatchRequest(_message.Message):
         in_flight: _abc.Iterable[_quote_pb2.InFlightCall] | None = ...,
         spent: _money_pb2.Money | None = ...,
         elapsed: _duration_pb2.Duration | None = ...,
+        batch: _builtins.str = ...,
+        seed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "remaining", b"remaining", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "finished", b"finished", "in_flight", b"in_flight", "quote", b"quote", "remaining", b"remaining", "spent", b"spent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "elapsed", b"elapsed", "finished", b"finished", "in_flight", b"in_flight", "quote", b"quote", "remaining", b"remaining", "seed", b"seed", "spent", b"spent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,6 +257,66 @@ class RecordObservationsResponse(_message.Message):
 Global___RecordObservationsResponse: _TypeAlias = RecordObservationsResponse  # noqa: Y015
 
 @_typing.final
+class RecordOutcomeRequest(_message.Message):
+    """Brings the outcome of a quoted batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    ACTUALS_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    quote: _builtins.str
+    """The quote that the batch was started on."""
+    batch: _builtins.str
+    """batches/{batch}."""
+    @_builtins.property
+    def actuals(self) -> _quote_pb2.Actuals:
+        """What happened."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the batch ended."""
+
+    def __init__(
+        self,
+        *,
+        quote: _builtins.str = ...,
+        batch: _builtins.str = ...,
+        actuals: _quote_pb2.Actuals | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actuals", b"actuals", "end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actuals", b"actuals", "batch", b"batch", "end_time", b"end_time", "quote", b"quote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordOutcomeRequest: _TypeAlias = RecordOutcomeRequest  # noqa: Y015
+
+@_typing.final
+class RecordOutcomeResponse(_message.Message):
+    """What became of the outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDED_FIELD_NUMBER: _builtins.int
+    recorded: _builtins.bool
+    """False where it was known already."""
+    def __init__(
+        self,
+        *,
+        recorded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recorded", b"recorded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordOutcomeResponse: _TypeAlias = RecordOutcomeResponse  # noqa: Y015
+
+@_typing.final
 class CompareQuoteRequest(_message.Message):
     """Asks how a quote held."""
 
@@ -256,7 +328,7 @@ class CompareQuoteRequest(_message.Message):
     """quotes/{quote}."""
     @_builtins.property
     def actuals(self) -> _quote_pb2.Actuals:
-        """What happened."""
+        """What happened; the recorded outcome where absent."""
 
     def __init__(
         self,
@@ -282,6 +354,9 @@ class CompareQuoteResponse(_message.Message):
     ACTUALS_FIELD_NUMBER: _builtins.int
     BY_GROUP_FIELD_NUMBER: _builtins.int
     BY_CAUSE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    """The batch; empty where the actuals came with the request."""
     @_builtins.property
     def quote(self) -> _quote_pb2.Quote:
         """The quote."""
@@ -296,7 +371,7 @@ class CompareQuoteResponse(_message.Message):
 
     @_builtins.property
     def by_cause(self) -> _containers.RepeatedCompositeFieldContainer[_quote_pb2.Variance]:
-        """The difference by cause."""
+        """The difference by cause; the causes add up to the whole difference."""
 
     def __init__(
         self,
@@ -305,10 +380,11 @@ class CompareQuoteResponse(_message.Message):
         actuals: _quote_pb2.Actuals | None = ...,
         by_group: _abc.Iterable[_quote_pb2.Variance] | None = ...,
         by_cause: _abc.Iterable[_quote_pb2.Variance] | None = ...,
+        batch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["actuals", b"actuals", "quote", b"quote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actuals", b"actuals", "by_cause", b"by_cause", "by_group", b"by_group", "quote", b"quote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actuals", b"actuals", "batch", b"batch", "by_cause", b"by_cause", "by_group", b"by_group", "quote", b"quote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,6 +399,9 @@ class SummarizeAccuracyRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     GROUP_BY_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Only batches made at this provider (scheme, host and port); all where empty."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only outcomes from then on."""
@@ -341,10 +420,11 @@ class SummarizeAccuracyRequest(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         group_by: _abc.Iterable[_builtins.str] | None = ...,
+        provider: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "group_by", b"group_by", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "group_by", b"group_by", "provider", b"provider", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -357,14 +437,72 @@ class SummarizeAccuracyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SLICES_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def slices(self) -> _containers.RepeatedCompositeFieldContainer[_quote_pb2.AccuracySlice]:
         """The whole first, then the slices."""
+
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_quote_pb2.ScoredOutcome]:
+        """The newest outcomes, at most 1,000, oldest first: what a plot shows."""
 
     def __init__(
         self,
         *,
         slices: _abc.Iterable[_quote_pb2.AccuracySlice] | None = ...,
+        outcomes: _abc.Iterable[_quote_pb2.ScoredOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes", "slices", b"slices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummarizeAccuracyResponse: _TypeAlias = SummarizeAccuracyResponse  # noqa: Y015
+
+@_typing.final
+class SummarizeHistoryRequest(_message.Message):
+    """Asks what calls took so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Only calls to this provider (scheme, host and port); all where empty."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these models; all where empty."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        provider: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummarizeHistoryRequest: _TypeAlias = SummarizeHistoryRequest  # noqa: Y015
+
+@_typing.final
+class SummarizeHistoryResponse(_message.Message):
+    """What calls took so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[_quote_pb2.HistorySlice]:
+        """By tier and model."""
+
+    def __init__(
+        self,
+        *,
+        slices: _abc.Iterable[_quote_pb2.HistorySlice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -372,7 +510,7 @@ class SummarizeAccuracyResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SummarizeAccuracyResponse: _TypeAlias = SummarizeAccuracyResponse  # noqa: Y015
+Global___SummarizeHistoryResponse: _TypeAlias = SummarizeHistoryResponse  # noqa: Y015
 
 @_typing.final
 class ListRatesRequest(_message.Message):

@@ -62,6 +62,11 @@ class BatchEstimatorStub:
                 request_serializer=parley_dot_v1_dot_estimator__pb2.RecordObservationsRequest.SerializeToString,
                 response_deserializer=parley_dot_v1_dot_estimator__pb2.RecordObservationsResponse.FromString,
                 _registered_method=True)
+        self.RecordOutcome = channel.unary_unary(
+                '/parley.v1.BatchEstimator/RecordOutcome',
+                request_serializer=parley_dot_v1_dot_estimator__pb2.RecordOutcomeRequest.SerializeToString,
+                response_deserializer=parley_dot_v1_dot_estimator__pb2.RecordOutcomeResponse.FromString,
+                _registered_method=True)
         self.CompareQuote = channel.unary_unary(
                 '/parley.v1.BatchEstimator/CompareQuote',
                 request_serializer=parley_dot_v1_dot_estimator__pb2.CompareQuoteRequest.SerializeToString,
@@ -71,6 +76,11 @@ class BatchEstimatorStub:
                 '/parley.v1.BatchEstimator/SummarizeAccuracy',
                 request_serializer=parley_dot_v1_dot_estimator__pb2.SummarizeAccuracyRequest.SerializeToString,
                 response_deserializer=parley_dot_v1_dot_estimator__pb2.SummarizeAccuracyResponse.FromString,
+                _registered_method=True)
+        self.SummarizeHistory = channel.unary_unary(
+                '/parley.v1.BatchEstimator/SummarizeHistory',
+                request_serializer=parley_dot_v1_dot_estimator__pb2.SummarizeHistoryRequest.SerializeToString,
+                response_deserializer=parley_dot_v1_dot_estimator__pb2.SummarizeHistoryResponse.FromString,
                 _registered_method=True)
         self.ListRates = channel.unary_unary(
                 '/parley.v1.BatchEstimator/ListRates',
@@ -84,7 +94,7 @@ class BatchEstimatorServicer:
     """
 
     def CreateQuote(self, request, context):
-        """Quotes a workload and stores the quote. Errors: INVALID_FIELD, REQUEST_ID_REUSED.
+        """Quotes a workload and stores the quote. Errors: INVALID_FIELD, MODEL_UNKNOWN, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,21 +115,31 @@ class BatchEstimatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ForecastBatch(self, request, context):
-        """Says where a running batch is heading, from what finished and what still runs.
+        """Says where a running batch is heading, from what finished and what still runs. Errors: INVALID_FIELD,
+        MODEL_UNKNOWN, QUOTE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordObservations(self, request, context):
-        """Stores what calls really took; each call once, however often it is sent.
+        """Stores what calls really took; each call once, however often it is sent; all of a request or none. Errors:
+        INVALID_FIELD, QUOTE_NOT_FOUND, DUPLICATE_DIFFERS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordOutcome(self, request, context):
+        """Stores what became of a quoted batch, to be scored against its quote; each batch once, however often it is sent.
+        Errors: INVALID_FIELD, QUOTE_NOT_FOUND, DUPLICATE_DIFFERS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompareQuote(self, request, context):
-        """Compares a quote with what happened, by tier and by cause. Errors: QUOTE_NOT_FOUND.
+        """Compares a quote with what happened, by group and by cause. Errors: QUOTE_NOT_FOUND, OUTCOME_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +147,13 @@ class BatchEstimatorServicer:
 
     def SummarizeAccuracy(self, request, context):
         """Says how good past quotes were.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SummarizeHistory(self, request, context):
+        """Says what calls took so far, by tier and model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,6 +194,11 @@ def add_BatchEstimatorServicer_to_server(servicer, server):
                     request_deserializer=parley_dot_v1_dot_estimator__pb2.RecordObservationsRequest.FromString,
                     response_serializer=parley_dot_v1_dot_estimator__pb2.RecordObservationsResponse.SerializeToString,
             ),
+            'RecordOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordOutcome,
+                    request_deserializer=parley_dot_v1_dot_estimator__pb2.RecordOutcomeRequest.FromString,
+                    response_serializer=parley_dot_v1_dot_estimator__pb2.RecordOutcomeResponse.SerializeToString,
+            ),
             'CompareQuote': grpc.unary_unary_rpc_method_handler(
                     servicer.CompareQuote,
                     request_deserializer=parley_dot_v1_dot_estimator__pb2.CompareQuoteRequest.FromString,
@@ -176,6 +208,11 @@ def add_BatchEstimatorServicer_to_server(servicer, server):
                     servicer.SummarizeAccuracy,
                     request_deserializer=parley_dot_v1_dot_estimator__pb2.SummarizeAccuracyRequest.FromString,
                     response_serializer=parley_dot_v1_dot_estimator__pb2.SummarizeAccuracyResponse.SerializeToString,
+            ),
+            'SummarizeHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.SummarizeHistory,
+                    request_deserializer=parley_dot_v1_dot_estimator__pb2.SummarizeHistoryRequest.FromString,
+                    response_serializer=parley_dot_v1_dot_estimator__pb2.SummarizeHistoryResponse.SerializeToString,
             ),
             'ListRates': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRates,
@@ -330,6 +367,33 @@ class BatchEstimator:
             _registered_method=True)
 
     @staticmethod
+    def RecordOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.v1.BatchEstimator/RecordOutcome',
+            parley_dot_v1_dot_estimator__pb2.RecordOutcomeRequest.SerializeToString,
+            parley_dot_v1_dot_estimator__pb2.RecordOutcomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CompareQuote(request,
             target,
             options=(),
@@ -373,6 +437,33 @@ class BatchEstimator:
             '/parley.v1.BatchEstimator/SummarizeAccuracy',
             parley_dot_v1_dot_estimator__pb2.SummarizeAccuracyRequest.SerializeToString,
             parley_dot_v1_dot_estimator__pb2.SummarizeAccuracyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SummarizeHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.v1.BatchEstimator/SummarizeHistory',
+            parley_dot_v1_dot_estimator__pb2.SummarizeHistoryRequest.SerializeToString,
+            parley_dot_v1_dot_estimator__pb2.SummarizeHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

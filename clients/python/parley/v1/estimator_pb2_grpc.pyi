@@ -19,19 +19,29 @@ class BatchEstimatorStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateQuote: _aio.UnaryUnaryMultiCallable[_estimator_pb2.CreateQuoteRequest, _quote_pb2.Quote]
-    """Quotes a workload and stores the quote. Errors: INVALID_FIELD, REQUEST_ID_REUSED."""
+    """Quotes a workload and stores the quote. Errors: INVALID_FIELD, MODEL_UNKNOWN, REQUEST_ID_REUSED."""
     GetQuote: _aio.UnaryUnaryMultiCallable[_estimator_pb2.GetQuoteRequest, _quote_pb2.Quote]
     """Returns a quote, with `stale` judged now. Errors: QUOTE_NOT_FOUND."""
     ListQuotes: _aio.UnaryUnaryMultiCallable[_estimator_pb2.ListQuotesRequest, _estimator_pb2.ListQuotesResponse]
     """Lists quotes, newest first. Errors: TOKEN_STALE."""
     ForecastBatch: _aio.UnaryUnaryMultiCallable[_estimator_pb2.ForecastBatchRequest, _batch_pb2.Forecast]
-    """Says where a running batch is heading, from what finished and what still runs."""
+    """Says where a running batch is heading, from what finished and what still runs. Errors: INVALID_FIELD,
+    MODEL_UNKNOWN, QUOTE_NOT_FOUND.
+    """
     RecordObservations: _aio.UnaryUnaryMultiCallable[_estimator_pb2.RecordObservationsRequest, _estimator_pb2.RecordObservationsResponse]
-    """Stores what calls really took; each call once, however often it is sent."""
+    """Stores what calls really took; each call once, however often it is sent; all of a request or none. Errors:
+    INVALID_FIELD, QUOTE_NOT_FOUND, DUPLICATE_DIFFERS.
+    """
+    RecordOutcome: _aio.UnaryUnaryMultiCallable[_estimator_pb2.RecordOutcomeRequest, _estimator_pb2.RecordOutcomeResponse]
+    """Stores what became of a quoted batch, to be scored against its quote; each batch once, however often it is sent.
+    Errors: INVALID_FIELD, QUOTE_NOT_FOUND, DUPLICATE_DIFFERS.
+    """
     CompareQuote: _aio.UnaryUnaryMultiCallable[_estimator_pb2.CompareQuoteRequest, _estimator_pb2.CompareQuoteResponse]
-    """Compares a quote with what happened, by tier and by cause. Errors: QUOTE_NOT_FOUND."""
+    """Compares a quote with what happened, by group and by cause. Errors: QUOTE_NOT_FOUND, OUTCOME_NOT_FOUND."""
     SummarizeAccuracy: _aio.UnaryUnaryMultiCallable[_estimator_pb2.SummarizeAccuracyRequest, _estimator_pb2.SummarizeAccuracyResponse]
     """Says how good past quotes were."""
+    SummarizeHistory: _aio.UnaryUnaryMultiCallable[_estimator_pb2.SummarizeHistoryRequest, _estimator_pb2.SummarizeHistoryResponse]
+    """Says what calls took so far, by tier and model."""
     ListRates: _aio.UnaryUnaryMultiCallable[_estimator_pb2.ListRatesRequest, _estimator_pb2.ListRatesResponse]
     """Returns the prices in force."""
 
@@ -44,7 +54,7 @@ class BatchEstimatorServicer(metaclass=_abc_1.ABCMeta):
         request: _estimator_pb2.CreateQuoteRequest,
         context: _aio.ServicerContext[_estimator_pb2.CreateQuoteRequest, _abc.Awaitable[_quote_pb2.Quote]],
     ) -> _abc.Awaitable[_quote_pb2.Quote]:
-        """Quotes a workload and stores the quote. Errors: INVALID_FIELD, REQUEST_ID_REUSED."""
+        """Quotes a workload and stores the quote. Errors: INVALID_FIELD, MODEL_UNKNOWN, REQUEST_ID_REUSED."""
 
     @_abc_1.abstractmethod
     def GetQuote(
@@ -68,7 +78,9 @@ class BatchEstimatorServicer(metaclass=_abc_1.ABCMeta):
         request: _estimator_pb2.ForecastBatchRequest,
         context: _aio.ServicerContext[_estimator_pb2.ForecastBatchRequest, _abc.Awaitable[_batch_pb2.Forecast]],
     ) -> _abc.Awaitable[_batch_pb2.Forecast]:
-        """Says where a running batch is heading, from what finished and what still runs."""
+        """Says where a running batch is heading, from what finished and what still runs. Errors: INVALID_FIELD,
+        MODEL_UNKNOWN, QUOTE_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def RecordObservations(
@@ -76,7 +88,19 @@ class BatchEstimatorServicer(metaclass=_abc_1.ABCMeta):
         request: _estimator_pb2.RecordObservationsRequest,
         context: _aio.ServicerContext[_estimator_pb2.RecordObservationsRequest, _abc.Awaitable[_estimator_pb2.RecordObservationsResponse]],
     ) -> _abc.Awaitable[_estimator_pb2.RecordObservationsResponse]:
-        """Stores what calls really took; each call once, however often it is sent."""
+        """Stores what calls really took; each call once, however often it is sent; all of a request or none. Errors:
+        INVALID_FIELD, QUOTE_NOT_FOUND, DUPLICATE_DIFFERS.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordOutcome(
+        self,
+        request: _estimator_pb2.RecordOutcomeRequest,
+        context: _aio.ServicerContext[_estimator_pb2.RecordOutcomeRequest, _abc.Awaitable[_estimator_pb2.RecordOutcomeResponse]],
+    ) -> _abc.Awaitable[_estimator_pb2.RecordOutcomeResponse]:
+        """Stores what became of a quoted batch, to be scored against its quote; each batch once, however often it is sent.
+        Errors: INVALID_FIELD, QUOTE_NOT_FOUND, DUPLICATE_DIFFERS.
+        """
 
     @_abc_1.abstractmethod
     def CompareQuote(
@@ -84,7 +108,7 @@ class BatchEstimatorServicer(metaclass=_abc_1.ABCMeta):
         request: _estimator_pb2.CompareQuoteRequest,
         context: _aio.ServicerContext[_estimator_pb2.CompareQuoteRequest, _abc.Awaitable[_estimator_pb2.CompareQuoteResponse]],
     ) -> _abc.Awaitable[_estimator_pb2.CompareQuoteResponse]:
-        """Compares a quote with what happened, by tier and by cause. Errors: QUOTE_NOT_FOUND."""
+        """Compares a quote with what happened, by group and by cause. Errors: QUOTE_NOT_FOUND, OUTCOME_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def SummarizeAccuracy(
@@ -93,6 +117,14 @@ class BatchEstimatorServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_estimator_pb2.SummarizeAccuracyRequest, _abc.Awaitable[_estimator_pb2.SummarizeAccuracyResponse]],
     ) -> _abc.Awaitable[_estimator_pb2.SummarizeAccuracyResponse]:
         """Says how good past quotes were."""
+
+    @_abc_1.abstractmethod
+    def SummarizeHistory(
+        self,
+        request: _estimator_pb2.SummarizeHistoryRequest,
+        context: _aio.ServicerContext[_estimator_pb2.SummarizeHistoryRequest, _abc.Awaitable[_estimator_pb2.SummarizeHistoryResponse]],
+    ) -> _abc.Awaitable[_estimator_pb2.SummarizeHistoryResponse]:
+        """Says what calls took so far, by tier and model."""
 
     @_abc_1.abstractmethod
     def ListRates(

@@ -160,6 +160,67 @@ class TimeRange(_message.Message):
 Global___TimeRange: _TypeAlias = TimeRange  # noqa: Y015
 
 @_typing.final
+class Assumptions(_message.Message):
+    """Figures that are taken as they are instead of being estimated: for what-if questions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_TOKENS_MEAN_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_CV_FIELD_NUMBER: _builtins.int
+    CALL_SECONDS_MEAN_FIELD_NUMBER: _builtins.int
+    CALL_SECONDS_CV_FIELD_NUMBER: _builtins.int
+    OVERHEAD_SHARE_FIELD_NUMBER: _builtins.int
+    FAILURE_SHARE_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_MEAN_FIELD_NUMBER: _builtins.int
+    output_tokens_mean: _builtins.float
+    """Output tokens of one call."""
+    output_tokens_cv: _builtins.float
+    """Their coefficient of variation between conversations; 0: all the same."""
+    call_seconds_mean: _builtins.float
+    """Seconds of one call at real speed, whatever its tokens."""
+    call_seconds_cv: _builtins.float
+    """Their coefficient of variation between calls; 0: all the same."""
+    overhead_share: _builtins.float
+    """Time around the calls, as a share of the calls' own."""
+    failure_share: _builtins.float
+    """Share of the calls that are paid for nothing and made again."""
+    input_tokens_mean: _builtins.float
+    """Input tokens of one call."""
+    def __init__(
+        self,
+        *,
+        output_tokens_mean: _builtins.float | None = ...,
+        output_tokens_cv: _builtins.float = ...,
+        call_seconds_mean: _builtins.float | None = ...,
+        call_seconds_cv: _builtins.float = ...,
+        overhead_share: _builtins.float = ...,
+        failure_share: _builtins.float | None = ...,
+        input_tokens_mean: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_call_seconds_mean", b"_call_seconds_mean", "_failure_share", b"_failure_share", "_input_tokens_mean", b"_input_tokens_mean", "_output_tokens_mean", b"_output_tokens_mean", "call_seconds_mean", b"call_seconds_mean", "failure_share", b"failure_share", "input_tokens_mean", b"input_tokens_mean", "output_tokens_mean", b"output_tokens_mean"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_call_seconds_mean", b"_call_seconds_mean", "_failure_share", b"_failure_share", "_input_tokens_mean", b"_input_tokens_mean", "_output_tokens_mean", b"_output_tokens_mean", "call_seconds_cv", b"call_seconds_cv", "call_seconds_mean", b"call_seconds_mean", "failure_share", b"failure_share", "input_tokens_mean", b"input_tokens_mean", "output_tokens_cv", b"output_tokens_cv", "output_tokens_mean", b"output_tokens_mean", "overhead_share", b"overhead_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__call_seconds_mean: _TypeAlias = _typing.Literal["call_seconds_mean"]  # noqa: Y015
+    _WhichOneofArgType__call_seconds_mean: _TypeAlias = _typing.Literal["_call_seconds_mean", b"_call_seconds_mean"]  # noqa: Y015
+    _WhichOneofReturnType__failure_share: _TypeAlias = _typing.Literal["failure_share"]  # noqa: Y015
+    _WhichOneofArgType__failure_share: _TypeAlias = _typing.Literal["_failure_share", b"_failure_share"]  # noqa: Y015
+    _WhichOneofReturnType__input_tokens_mean: _TypeAlias = _typing.Literal["input_tokens_mean"]  # noqa: Y015
+    _WhichOneofArgType__input_tokens_mean: _TypeAlias = _typing.Literal["_input_tokens_mean", b"_input_tokens_mean"]  # noqa: Y015
+    _WhichOneofReturnType__output_tokens_mean: _TypeAlias = _typing.Literal["output_tokens_mean"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens_mean: _TypeAlias = _typing.Literal["_output_tokens_mean", b"_output_tokens_mean"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__call_seconds_mean) -> _WhichOneofReturnType__call_seconds_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_share) -> _WhichOneofReturnType__failure_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_tokens_mean) -> _WhichOneofReturnType__input_tokens_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens_mean) -> _WhichOneofReturnType__output_tokens_mean | None: ...
+
+Global___Assumptions: _TypeAlias = Assumptions  # noqa: Y015
+
+@_typing.final
 class WorkloadGroup(_message.Message):
     """Conversations that are alike for cost and time. Never prompt text."""
 
@@ -178,6 +239,7 @@ class WorkloadGroup(_message.Message):
     EFFORT_FIELD_NUMBER: _builtins.int
     EXCHANGES_MEAN_FIELD_NUMBER: _builtins.int
     CACHEABLE_TOKENS_FIELD_NUMBER: _builtins.int
+    ASSUMPTIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The group's id in quote and observations; unique in the workload."""
     tier: _builtins.str
@@ -204,6 +266,10 @@ class WorkloadGroup(_message.Message):
     """Mean exchanges of one conversation."""
     cacheable_tokens: _builtins.float
     """Mean input tokens of one call that are written to the prompt cache once and read afterwards."""
+    @_builtins.property
+    def assumptions(self) -> Global___Assumptions:
+        """Taken as they are; what is absent is estimated."""
+
     def __init__(
         self,
         *,
@@ -220,10 +286,11 @@ class WorkloadGroup(_message.Message):
         effort: _builtins.str = ...,
         exchanges_mean: _builtins.float = ...,
         cacheable_tokens: _builtins.float = ...,
+        assumptions: Global___Assumptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assumptions", b"assumptions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cacheable_tokens", b"cacheable_tokens", "calls_each", b"calls_each", "count", b"count", "effort", b"effort", "exchanges_mean", b"exchanges_mean", "id", b"id", "input_characters_mean", b"input_characters_mean", "input_size_source", b"input_size_source", "input_tokens_mean", b"input_tokens_mean", "max_output_tokens", b"max_output_tokens", "model", b"model", "prompt_fingerprint", b"prompt_fingerprint", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assumptions", b"assumptions", "cacheable_tokens", b"cacheable_tokens", "calls_each", b"calls_each", "count", b"count", "effort", b"effort", "exchanges_mean", b"exchanges_mean", "id", b"id", "input_characters_mean", b"input_characters_mean", "input_size_source", b"input_size_source", "input_tokens_mean", b"input_tokens_mean", "max_output_tokens", b"max_output_tokens", "model", b"model", "prompt_fingerprint", b"prompt_fingerprint", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -419,6 +486,8 @@ class GroupQuote(_message.Message):
     CALL_DURATION_MEAN_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     BASIS_FIELD_NUMBER: _builtins.int
+    THINKING_TOKENS_MEAN_FIELD_NUMBER: _builtins.int
+    FAILURE_SHARE_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     """The workload group's id."""
     input_tokens_mean: _builtins.float
@@ -429,6 +498,10 @@ class GroupQuote(_message.Message):
     """Expected paid calls of one conversation."""
     count: _builtins.int
     """Conversations."""
+    thinking_tokens_mean: _builtins.float
+    """Expected thinking tokens of one conversation; part of its output tokens."""
+    failure_share: _builtins.float
+    """Expected share of the calls that are paid for nothing and made again."""
     @_builtins.property
     def cost(self) -> Global___CostRange:
         """Its cost."""
@@ -452,10 +525,12 @@ class GroupQuote(_message.Message):
         call_duration_mean: _duration_pb2.Duration | None = ...,
         count: _builtins.int = ...,
         basis: Global___Basis | None = ...,
+        thinking_tokens_mean: _builtins.float = ...,
+        failure_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "call_duration_mean", b"call_duration_mean", "cost", b"cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "call_duration_mean", b"call_duration_mean", "calls_mean", b"calls_mean", "cost", b"cost", "count", b"count", "group", b"group", "input_tokens_mean", b"input_tokens_mean", "output_tokens_mean", b"output_tokens_mean"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "call_duration_mean", b"call_duration_mean", "calls_mean", b"calls_mean", "cost", b"cost", "count", b"count", "failure_share", b"failure_share", "group", b"group", "input_tokens_mean", b"input_tokens_mean", "output_tokens_mean", b"output_tokens_mean", "thinking_tokens_mean", b"thinking_tokens_mean"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -541,7 +616,7 @@ class QuoteWarning(_message.Message):
         KIND_OVER_BUDGET: QuoteWarning._Kind.ValueType  # 4
         """The budget is likely too small."""
         KIND_NO_PRICE: QuoteWarning._Kind.ValueType  # 5
-        """The model has no price; the quote counts it as free."""
+        """The price in the table is 0, so the quote is: a local model."""
         KIND_MODEL_RETIRES: QuoteWarning._Kind.ValueType  # 6
         """The model will be taken away soon."""
 
@@ -559,7 +634,7 @@ class QuoteWarning(_message.Message):
     KIND_OVER_BUDGET: QuoteWarning.Kind.ValueType  # 4
     """The budget is likely too small."""
     KIND_NO_PRICE: QuoteWarning.Kind.ValueType  # 5
-    """The model has no price; the quote counts it as free."""
+    """The price in the table is 0, so the quote is: a local model."""
     KIND_MODEL_RETIRES: QuoteWarning.Kind.ValueType  # 6
     """The model will be taken away soon."""
 
@@ -607,6 +682,9 @@ class Quote(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     WORKLOAD_FIELD_NUMBER: _builtins.int
     REAL_TIME_MEAN_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    COST_CALIBRATION_FIELD_NUMBER: _builtins.int
+    TIME_CALIBRATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """quotes/{quote}."""
     probability_cost_within_10_percent: _builtins.float
@@ -625,6 +703,12 @@ class Quote(_message.Message):
     """Who asked for it."""
     seed: _builtins.int
     """The seed of its draws: same workload, history and seed, same figures."""
+    batch: _builtins.str
+    """The batch of whose rest it is; empty for a whole one."""
+    cost_calibration: _builtins.float
+    """By how much the cost's range was widened (over 1) or narrowed on the record of past quotes; 1 where it was not."""
+    time_calibration: _builtins.float
+    """The same for the time's range."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made, by the estimator's clock."""
@@ -682,10 +766,13 @@ class Quote(_message.Message):
         seed: _builtins.int = ...,
         workload: Global___Workload | None = ...,
         real_time_mean: _duration_pb2.Duration | None = ...,
+        batch: _builtins.str = ...,
+        cost_calibration: _builtins.float = ...,
+        time_calibration: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_probability_within_budget", b"_probability_within_budget", "basis", b"basis", "cost", b"cost", "create_time", b"create_time", "probability_within_budget", b"probability_within_budget", "rate_card", b"rate_card", "real_time_mean", b"real_time_mean", "time", b"time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_within_budget", b"_probability_within_budget", "basis", b"basis", "cost", b"cost", "create_time", b"create_time", "groups", b"groups", "name", b"name", "owner", b"owner", "probability_cost_within_10_percent", b"probability_cost_within_10_percent", "probability_time_within_20_percent", b"probability_time_within_20_percent", "probability_within_budget", b"probability_within_budget", "rate_card", b"rate_card", "real_time_mean", b"real_time_mean", "seed", b"seed", "spec_sha256", b"spec_sha256", "stale", b"stale", "stale_reason", b"stale_reason", "time", b"time", "warnings", b"warnings", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_within_budget", b"_probability_within_budget", "basis", b"basis", "batch", b"batch", "cost", b"cost", "cost_calibration", b"cost_calibration", "create_time", b"create_time", "groups", b"groups", "name", b"name", "owner", b"owner", "probability_cost_within_10_percent", b"probability_cost_within_10_percent", "probability_time_within_20_percent", b"probability_time_within_20_percent", "probability_within_budget", b"probability_within_budget", "rate_card", b"rate_card", "real_time_mean", b"real_time_mean", "seed", b"seed", "spec_sha256", b"spec_sha256", "stale", b"stale", "stale_reason", b"stale_reason", "time", b"time", "time_calibration", b"time_calibration", "warnings", b"warnings", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__probability_within_budget: _TypeAlias = _typing.Literal["probability_within_budget"]  # noqa: Y015
     _WhichOneofArgType__probability_within_budget: _TypeAlias = _typing.Literal["_probability_within_budget", b"_probability_within_budget"]  # noqa: Y015
@@ -714,6 +801,8 @@ class Observation(_message.Message):
     EFFORT_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
+    QUOTE_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
     call: _builtins.str
     """The call's name; a call is counted once however often it is sent."""
     tier: _builtins.str
@@ -736,6 +825,10 @@ class Observation(_message.Message):
     """The most output tokens that it was allowed."""
     purpose: _conversation_pb2.CallPurpose.ValueType
     """What it was for."""
+    quote: _builtins.str
+    """The quote that its batch was started on, where there is one. An unknown one is refused."""
+    conversation: _builtins.int
+    """The conversation's number in its batch; 0 where it belongs to none."""
     @_builtins.property
     def usage(self) -> _conversation_pb2.Usage:
         """Tokens, as the provider told."""
@@ -770,10 +863,12 @@ class Observation(_message.Message):
         effort: _builtins.str = ...,
         max_output_tokens: _builtins.int = ...,
         purpose: _conversation_pb2.CallPurpose.ValueType = ...,
+        quote: _builtins.str = ...,
+        conversation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "first_token_delay", b"first_token_delay", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "call", b"call", "duration", b"duration", "effort", b"effort", "end_time", b"end_time", "first_token_delay", b"first_token_delay", "max_output_tokens", b"max_output_tokens", "model", b"model", "outcome", b"outcome", "prompt_fingerprint", b"prompt_fingerprint", "provider", b"provider", "purpose", b"purpose", "speed_up", b"speed_up", "tier", b"tier", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "call", b"call", "conversation", b"conversation", "duration", b"duration", "effort", b"effort", "end_time", b"end_time", "first_token_delay", b"first_token_delay", "max_output_tokens", b"max_output_tokens", "model", b"model", "outcome", b"outcome", "prompt_fingerprint", b"prompt_fingerprint", "provider", b"provider", "purpose", b"purpose", "quote", b"quote", "speed_up", b"speed_up", "tier", b"tier", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -838,6 +933,7 @@ class Actuals(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     CONVERSATIONS_FIELD_NUMBER: _builtins.int
     COST_BY_GROUP_FIELD_NUMBER: _builtins.int
+    COST_AT_QUOTED_PRICES_FIELD_NUMBER: _builtins.int
     conversations: _builtins.int
     """Conversations that were made."""
     @_builtins.property
@@ -852,6 +948,10 @@ class Actuals(_message.Message):
     def cost_by_group(self) -> _containers.MessageMap[_builtins.str, _money_pb2.Money]:
         """Cost by workload group."""
 
+    @_builtins.property
+    def cost_at_quoted_prices(self) -> _money_pb2.Money:
+        """What the same tokens and calls would have cost at the prices of the quote; absent where they were the same."""
+
     def __init__(
         self,
         *,
@@ -859,10 +959,11 @@ class Actuals(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         conversations: _builtins.int = ...,
         cost_by_group: _abc.Mapping[_builtins.str, _money_pb2.Money] | None = ...,
+        cost_at_quoted_prices: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "cost_at_quoted_prices", b"cost_at_quoted_prices", "duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "cost", b"cost", "cost_by_group", b"cost_by_group", "duration", b"duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "cost", b"cost", "cost_at_quoted_prices", b"cost_at_quoted_prices", "cost_by_group", b"cost_by_group", "duration", b"duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -901,6 +1002,182 @@ class Variance(_message.Message):
 Global___Variance: _TypeAlias = Variance  # noqa: Y015
 
 @_typing.final
+class ScoredOutcome(_message.Message):
+    """One quoted batch and what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    COST_RATIO_FIELD_NUMBER: _builtins.int
+    TIME_RATIO_FIELD_NUMBER: _builtins.int
+    COST_HELD_FIELD_NUMBER: _builtins.int
+    TIME_HELD_FIELD_NUMBER: _builtins.int
+    COST_LOW_RATIO_FIELD_NUMBER: _builtins.int
+    COST_HIGH_RATIO_FIELD_NUMBER: _builtins.int
+    quote: _builtins.str
+    """The quote."""
+    batch: _builtins.str
+    """The batch."""
+    cost_ratio: _builtins.float
+    """Actual over quoted mean, of the cost."""
+    time_ratio: _builtins.float
+    """Actual over quoted mean, of the time."""
+    cost_held: _builtins.bool
+    """Whether the cost lay between P10 and P90."""
+    time_held: _builtins.bool
+    """Whether the time lay between P10 and P90."""
+    cost_low_ratio: _builtins.float
+    """P10 and P90 over the quoted mean, of the cost."""
+    cost_high_ratio: _builtins.float
+    """See cost_low_ratio."""
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        quote: _builtins.str = ...,
+        batch: _builtins.str = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        cost_ratio: _builtins.float = ...,
+        time_ratio: _builtins.float = ...,
+        cost_held: _builtins.bool = ...,
+        time_held: _builtins.bool = ...,
+        cost_low_ratio: _builtins.float = ...,
+        cost_high_ratio: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "cost_held", b"cost_held", "cost_high_ratio", b"cost_high_ratio", "cost_low_ratio", b"cost_low_ratio", "cost_ratio", b"cost_ratio", "end_time", b"end_time", "quote", b"quote", "time_held", b"time_held", "time_ratio", b"time_ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoredOutcome: _TypeAlias = ScoredOutcome  # noqa: Y015
+
+@_typing.final
+class Distribution(_message.Message):
+    """Mean, spread and quantiles of what was observed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_FIELD_NUMBER: _builtins.int
+    SD_FIELD_NUMBER: _builtins.int
+    P10_FIELD_NUMBER: _builtins.int
+    P50_FIELD_NUMBER: _builtins.int
+    P90_FIELD_NUMBER: _builtins.int
+    P99_FIELD_NUMBER: _builtins.int
+    mean: _builtins.float
+    """The mean."""
+    sd: _builtins.float
+    """The standard deviation."""
+    p10: _builtins.float
+    """The 10 % quantile."""
+    p50: _builtins.float
+    """The median."""
+    p90: _builtins.float
+    """The 90 % quantile."""
+    p99: _builtins.float
+    """The 99 % quantile."""
+    def __init__(
+        self,
+        *,
+        mean: _builtins.float = ...,
+        sd: _builtins.float = ...,
+        p10: _builtins.float = ...,
+        p50: _builtins.float = ...,
+        p90: _builtins.float = ...,
+        p99: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mean", b"mean", "p10", b"p10", "p50", b"p50", "p90", b"p90", "p99", b"p99", "sd", b"sd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Distribution: _TypeAlias = Distribution  # noqa: Y015
+
+@_typing.final
+class HistorySlice(_message.Message):
+    """What the calls of one tier and model took. Seconds are those of real speed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    FAILED_CALLS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    THINKING_TOKENS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    DRIFT_LOG_SD_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    """The tier's id."""
+    model: _builtins.str
+    """The model's id."""
+    calls: _builtins.int
+    """Answered calls."""
+    batches: _builtins.int
+    """Batches that they come from."""
+    failed_calls: _builtins.int
+    """Calls that were paid for nothing: cut, malformed, lost and the like."""
+    drift_log_sd: _builtins.float
+    """How far batches differ in mean output tokens beyond what their size explains, as log standard deviation."""
+    @_builtins.property
+    def input_tokens(self) -> Global___Distribution:
+        """Input tokens of an answered call, cached ones included."""
+
+    @_builtins.property
+    def output_tokens(self) -> Global___Distribution:
+        """Output tokens of an answered call, thinking included."""
+
+    @_builtins.property
+    def thinking_tokens(self) -> Global___Distribution:
+        """Thinking tokens of an answered call."""
+
+    @_builtins.property
+    def seconds(self) -> Global___Distribution:
+        """Seconds of an answered call."""
+
+    @_builtins.property
+    def first_token_seconds(self) -> Global___Distribution:
+        """Seconds to the first token, where calls were streamed; absent otherwise."""
+
+    @_builtins.property
+    def tokens_per_second(self) -> Global___Distribution:
+        """Output tokens a second."""
+
+    def __init__(
+        self,
+        *,
+        tier: _builtins.str = ...,
+        model: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        failed_calls: _builtins.int = ...,
+        input_tokens: Global___Distribution | None = ...,
+        output_tokens: Global___Distribution | None = ...,
+        thinking_tokens: Global___Distribution | None = ...,
+        seconds: Global___Distribution | None = ...,
+        first_token_seconds: Global___Distribution | None = ...,
+        tokens_per_second: Global___Distribution | None = ...,
+        drift_log_sd: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_token_seconds", b"first_token_seconds", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "seconds", b"seconds", "thinking_tokens", b"thinking_tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "calls", b"calls", "drift_log_sd", b"drift_log_sd", "failed_calls", b"failed_calls", "first_token_seconds", b"first_token_seconds", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens", "seconds", b"seconds", "thinking_tokens", b"thinking_tokens", "tier", b"tier", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HistorySlice: _TypeAlias = HistorySlice  # noqa: Y015
+
+@_typing.final
 class AccuracySlice(_message.Message):
     """How good the quotes were for one slice of the past."""
 
@@ -918,6 +1195,14 @@ class AccuracySlice(_message.Message):
     TIME_BIAS_FIELD_NUMBER: _builtins.int
     TIME_MAPE_FIELD_NUMBER: _builtins.int
     TIME_COVERAGE_80_FIELD_NUMBER: _builtins.int
+    TIME_COVERAGE_80_LOW_FIELD_NUMBER: _builtins.int
+    TIME_COVERAGE_80_HIGH_FIELD_NUMBER: _builtins.int
+    TIME_PINBALL_LOSS_FIELD_NUMBER: _builtins.int
+    TIME_INTERVAL_SCORE_FIELD_NUMBER: _builtins.int
+    COST_COVERAGE_95_FIELD_NUMBER: _builtins.int
+    TIME_COVERAGE_95_FIELD_NUMBER: _builtins.int
+    COST_WITHIN_10_PERCENT_FIELD_NUMBER: _builtins.int
+    TIME_WITHIN_20_PERCENT_FIELD_NUMBER: _builtins.int
     slice: _builtins.str
     """Which slice, for example "model=claude-sonnet-5"."""
     count: _builtins.int
@@ -942,6 +1227,22 @@ class AccuracySlice(_message.Message):
     """Mean of |actual - quoted mean| / actual, of the time."""
     time_coverage_80: _builtins.float
     """Share of outcomes between P10 and P90 of the time."""
+    time_coverage_80_low: _builtins.float
+    """Low end of the coverage's 95 % binomial interval."""
+    time_coverage_80_high: _builtins.float
+    """High end of the coverage's 95 % binomial interval."""
+    time_pinball_loss: _builtins.float
+    """Mean pinball loss of the time's quantiles, in seconds."""
+    time_interval_score: _builtins.float
+    """Mean interval score of P10 to P90 of the time, in seconds."""
+    cost_coverage_95: _builtins.float
+    """Share of outcomes between P2.5 and P97.5 of the cost."""
+    time_coverage_95: _builtins.float
+    """Share of outcomes between P2.5 and P97.5 of the time."""
+    cost_within_10_percent: _builtins.float
+    """Share of outcomes within 10 % of the quoted mean cost."""
+    time_within_20_percent: _builtins.float
+    """Share of outcomes within 20 % of the quoted mean time."""
     def __init__(
         self,
         *,
@@ -957,10 +1258,18 @@ class AccuracySlice(_message.Message):
         time_bias: _builtins.float = ...,
         time_mape: _builtins.float = ...,
         time_coverage_80: _builtins.float = ...,
+        time_coverage_80_low: _builtins.float = ...,
+        time_coverage_80_high: _builtins.float = ...,
+        time_pinball_loss: _builtins.float = ...,
+        time_interval_score: _builtins.float = ...,
+        cost_coverage_95: _builtins.float = ...,
+        time_coverage_95: _builtins.float = ...,
+        cost_within_10_percent: _builtins.float = ...,
+        time_within_20_percent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_bias", b"cost_bias", "cost_coverage_80", b"cost_coverage_80", "cost_coverage_80_high", b"cost_coverage_80_high", "cost_coverage_80_low", b"cost_coverage_80_low", "cost_interval_score", b"cost_interval_score", "cost_mape", b"cost_mape", "cost_pinball_loss", b"cost_pinball_loss", "count", b"count", "slice", b"slice", "time_bias", b"time_bias", "time_coverage_80", b"time_coverage_80", "time_mape", b"time_mape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_bias", b"cost_bias", "cost_coverage_80", b"cost_coverage_80", "cost_coverage_80_high", b"cost_coverage_80_high", "cost_coverage_80_low", b"cost_coverage_80_low", "cost_coverage_95", b"cost_coverage_95", "cost_interval_score", b"cost_interval_score", "cost_mape", b"cost_mape", "cost_pinball_loss", b"cost_pinball_loss", "cost_within_10_percent", b"cost_within_10_percent", "count", b"count", "slice", b"slice", "time_bias", b"time_bias", "time_coverage_80", b"time_coverage_80", "time_coverage_80_high", b"time_coverage_80_high", "time_coverage_80_low", b"time_coverage_80_low", "time_coverage_95", b"time_coverage_95", "time_interval_score", b"time_interval_score", "time_mape", b"time_mape", "time_pinball_loss", b"time_pinball_loss", "time_within_20_percent", b"time_within_20_percent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

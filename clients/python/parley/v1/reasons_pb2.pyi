@@ -70,6 +70,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """There is no such call in the ledger of the batch."""
     REASON_QUOTE_NOT_FOUND: _Reason.ValueType  # 32
     """The estimator has no quote of this name."""
+    REASON_OUTCOME_NOT_FOUND: _Reason.ValueType  # 34
+    """No outcome was recorded for the quote."""
+    REASON_DUPLICATE_DIFFERS: _Reason.ValueType  # 42
+    """A call or batch was recorded before with other figures."""
     REASON_REQUEST_ID_REUSED: _Reason.ValueType  # 40
     """A request_id came before with another body."""
     REASON_ETAG_MISMATCH: _Reason.ValueType  # 41
@@ -151,6 +155,10 @@ REASON_CALL_NOT_FOUND: Reason.ValueType  # 33
 """There is no such call in the ledger of the batch."""
 REASON_QUOTE_NOT_FOUND: Reason.ValueType  # 32
 """The estimator has no quote of this name."""
+REASON_OUTCOME_NOT_FOUND: Reason.ValueType  # 34
+"""No outcome was recorded for the quote."""
+REASON_DUPLICATE_DIFFERS: Reason.ValueType  # 42
+"""A call or batch was recorded before with other figures."""
 REASON_REQUEST_ID_REUSED: Reason.ValueType  # 40
 """A request_id came before with another body."""
 REASON_ETAG_MISMATCH: Reason.ValueType  # 41
