@@ -14,10 +14,12 @@ from parley.wire.server import Server, ServerSettings
 from estimator_service import clock
 from estimator_service.api import EstimatorApi
 from estimator_service.config import ConfigError, Settings, read_settings
+from estimator_service.domain import quote
 from estimator_service.domain.rate_file import RateFileError, parse_rates
 from estimator_service.domain.rates import RateTable
 from estimator_service.service import Estimator
 from estimator_service.storage.database import DatabaseUnusable, open_database
+from estimator_service.workers import Workers
 
 EXIT_UNUSABLE = 2
 RATES_FILE_BYTES_MAX = 4 * 1024 * 1024
@@ -48,12 +50,13 @@ def _read_rates(path: Path) -> RateTable:
 
 async def _serve(settings: Settings, table: RateTable) -> None:
     server = Server(_server_settings(settings), service_names=[SERVICE_NAME])
-    async with open_database(settings.database) as database:
-        estimator = Estimator(database, table, now=clock.utc_now)
+    async with open_database(settings.database) as database, Workers() as workers:
+        estimator = Estimator(database, table, workers=workers, now=clock.utc_now)
         estimator_pb2_grpc.add_BatchEstimatorServicer_to_server(EstimatorApi(estimator), server.aio)
         await server.start()
         await server.serving()
         server.announce("estimator")
+        workers.warm(quote.__name__)
         # Open calls are drained by the server itself; nothing runs beside them.
         await server.run_until_signal(on_drain=_nothing)
 

@@ -69,6 +69,20 @@ class EstimatorApi(estimator_pb2_grpc.BatchEstimatorServicer):
     ) -> estimator_pb2.SummarizeAccuracyResponse:
         return await self._estimator.summarize_accuracy(request, caller())
 
+    async def RecordOutcome(
+        self,
+        request: estimator_pb2.RecordOutcomeRequest,
+        context: _Context[estimator_pb2.RecordOutcomeRequest, estimator_pb2.RecordOutcomeResponse],
+    ) -> estimator_pb2.RecordOutcomeResponse:
+        return await self._estimator.record_outcome(request, caller())
+
+    async def SummarizeHistory(
+        self,
+        request: estimator_pb2.SummarizeHistoryRequest,
+        context: _Context[estimator_pb2.SummarizeHistoryRequest, estimator_pb2.SummarizeHistoryResponse],
+    ) -> estimator_pb2.SummarizeHistoryResponse:
+        return await self._estimator.summarize_history(request, caller())
+
     async def ListRates(
         self,
         request: estimator_pb2.ListRatesRequest,

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.money_pb2 import Money
 from parley import money
-from parley.v1 import conversation_pb2, estimator_pb2, quote_pb2
+from parley.v1 import batch_pb2, estimator_pb2, quote_pb2
 
 from estimator_service.domain import rates
+from estimator_service.domain.basis import Basis, basis_of
 from estimator_service.domain.errors import InvalidRequest
-from estimator_service.domain.observation import Observation, Outcome, Purpose
+from estimator_service.domain.forecast import Forecast
 from estimator_service.domain.quote import QUANTILES, CostRange, Figures, GroupQuote, TimeRange
 from estimator_service.domain.rates import LongPrompt, Prices, Rate
 from estimator_service.domain.warnings import Warning
-from estimator_service.domain.workload import Group, InputSource, Limits, Workload
+from estimator_service.domain.workload import Assumed, Group, InputSource, Limits, Workload
 
 # A rate of one token a day gives times that no Duration holds; a century says as much.
 DURATION_MAX_S = 100 * 365 * 86_400.0
+# Of an amount that a batch may have cost, or may cost.
+DOLLARS_MAX = 1_000_000_000
 # Below this a speed-up, a limit or a number of calls is a slip, and the arithmetic would leave the range of a double.
 RATE_MIN = 0.001
-TOKENS_OF_CALL_MAX = 1_000_000_000
 
 _INPUT_SOURCES = {
     quote_pb2.INPUT_SIZE_SOURCE_UNSPECIFIED: InputSource.PRIOR,
@@ -30,25 +33,17 @@ _INPUT_SOURCES = {
     quote_pb2.INPUT_SIZE_SOURCE_CHARACTERS: InputSource.CHARACTERS,
 }
 _LIMITS = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
-_USAGE = (
-    "input_tokens",
-    "output_tokens",
-    "cache_write_5m_tokens",
-    "cache_write_1h_tokens",
-    "cache_read_tokens",
-    "thinking_tokens",
-)
 
 
-def workload(message: quote_pb2.Workload) -> Workload:
-    _refuse_twice([group.id for group in message.groups])
+def workload(message: quote_pb2.Workload, field: str = "workload") -> Workload:
+    _refuse_twice([group.id for group in message.groups], field)
     return Workload(
-        groups=tuple(_group(group, f"workload.groups[{at}]") for at, group in enumerate(message.groups)),
+        groups=tuple(_group(group, f"{field}.groups[{at}]") for at, group in enumerate(message.groups)),
         concurrency=message.concurrency,
-        limits=Limits(**{name: _rate(getattr(message.limits, name), f"workload.limits.{name}") for name in _LIMITS}),
-        speed_up=_rate(message.speed_up, "workload.speed_up") or 1.0,
+        limits=Limits(**{name: _rate(getattr(message.limits, name), f"{field}.limits.{name}") for name in _LIMITS}),
+        speed_up=_rate(message.speed_up, f"{field}.speed_up") or 1.0,
         provider=message.provider,
-        budget_nanos=_budget(message) if message.HasField("budget") else None,
+        budget_nanos=nanos(message.budget, f"{field}.budget") if message.HasField("budget") else None,
     )
 
 
@@ -64,14 +59,31 @@ def _group(group: quote_pb2.WorkloadGroup, field: str) -> Group:
         input_characters_mean=group.input_characters_mean,
         max_output_tokens=group.max_output_tokens,
         cacheable_tokens=group.cacheable_tokens,
+        effort=group.effort,
+        prompt_fingerprint=group.prompt_fingerprint,
+        assumed=_assumed(group.assumptions),
     )
 
 
-def _refuse_twice(ids: Sequence[str]) -> None:
+def _assumed(assumptions: quote_pb2.Assumptions) -> Assumed:
+    # What is absent is not among them; a 0 that was said is.
+    said: dict[str, float] = {field.name: value for field, value in assumptions.ListFields()}
+    return Assumed(
+        output_tokens_mean=said.get("output_tokens_mean"),
+        output_tokens_cv=assumptions.output_tokens_cv,
+        call_seconds_mean=said.get("call_seconds_mean"),
+        call_seconds_cv=assumptions.call_seconds_cv,
+        overhead_share=assumptions.overhead_share,
+        failure_share=said.get("failure_share"),
+        input_tokens_mean=said.get("input_tokens_mean"),
+    )
+
+
+def _refuse_twice(ids: Sequence[str], field: str) -> None:
     seen: set[str] = set()
     for at, id in enumerate(ids):
         if id in seen:
-            raise InvalidRequest(f"workload.groups[{at}].id", f"{id!r} is the id of an earlier group")
+            raise InvalidRequest(f"{field}.groups[{at}].id", f"{id!r} is the id of an earlier group")
         seen.add(id)
 
 
@@ -81,48 +93,22 @@ def _rate(value: float, field: str) -> float:
     return value
 
 
-def _budget(message: quote_pb2.Workload) -> int:
-    if message.budget.currency_code != "USD":
-        raise InvalidRequest("workload.budget.currency_code", "the budget's currency must be USD")
-    if not 0 <= message.budget.nanos < money.NANOS_PER_DOLLAR:
-        raise InvalidRequest("workload.budget.nanos", "must be from 0 to 999999999")
-    return money.to_nanos(message.budget)
+def nanos(amount: Money, field: str) -> int:
+    """Nano-dollars; an amount that was not said is none."""
+    said = amount.ByteSize() > 0
+    if said and amount.currency_code != "USD":
+        raise InvalidRequest(f"{field}.currency_code", f"the {field.rpartition('.')[2]}'s currency must be USD")
+    if not 0 <= amount.nanos < money.NANOS_PER_DOLLAR:
+        raise InvalidRequest(f"{field}.nanos", "must be from 0 to 999999999")
+    if amount.units > DOLLARS_MAX:
+        raise InvalidRequest(f"{field}.units", f"must be at most {DOLLARS_MAX:,}")
+    return money.to_nanos(amount)
 
 
-def observations(messages: Iterable[quote_pb2.Observation]) -> list[Observation]:
-    return [_observation(message, f"observations[{at}]") for at, message in enumerate(messages)]
-
-
-def _observation(message: quote_pb2.Observation, field: str) -> Observation:
-    if message.outcome == conversation_pb2.CALL_OUTCOME_UNSPECIFIED:
-        raise InvalidRequest(f"{field}.outcome", "a call is observed once it has ended")
-    for name in _USAGE:
-        if not 0 <= getattr(message.usage, name) <= TOKENS_OF_CALL_MAX:
-            raise InvalidRequest(f"{field}.usage.{name}", f"must be from 0 to {TOKENS_OF_CALL_MAX}")
-    streamed = message.HasField("first_token_delay")
-    return Observation(
-        call=message.call,
-        tier=message.tier,
-        model=message.model,
-        provider=message.provider,
-        outcome=Outcome(conversation_pb2.CallOutcome.Name(message.outcome).removeprefix("CALL_OUTCOME_")),
-        purpose=_purpose(message.purpose),
-        **{name: getattr(message.usage, name) for name in _USAGE},
-        duration=_timedelta(message.duration, f"{field}.duration"),
-        first_token_delay=_timedelta(message.first_token_delay, f"{field}.first_token_delay") if streamed else None,
-        speed_up=_rate(message.speed_up, f"{field}.speed_up") or 1.0,
-        prompt_fingerprint=message.prompt_fingerprint,
-        batch=message.batch,
-        effort=message.effort,
-        max_output_tokens=message.max_output_tokens,
-        end_time=time(message.end_time, f"{field}.end_time") if message.HasField("end_time") else None,
-    )
-
-
-def _purpose(value: conversation_pb2.CallPurpose.ValueType) -> Purpose:
-    if value == conversation_pb2.CALL_PURPOSE_UNSPECIFIED:
-        return Purpose.GENERATE
-    return Purpose(conversation_pb2.CallPurpose.Name(value).removeprefix("CALL_PURPOSE_"))
+def seconds(message: Duration, field: str) -> float:
+    if not 0 <= message.seconds <= DURATION_MAX_S or not 0 <= message.nanos < money.NANOS_PER_DOLLAR:
+        raise InvalidRequest(field, "must be from 0 to 100 years")
+    return message.seconds + message.nanos / 1e9
 
 
 def time(message: Timestamp, field: str) -> datetime:
@@ -130,12 +116,6 @@ def time(message: Timestamp, field: str) -> datetime:
         return message.ToDatetime(UTC)
     except (ValueError, OverflowError):
         raise InvalidRequest(field, "is not a time from the year 1 to 9999") from None
-
-
-def _timedelta(message: Duration, field: str) -> timedelta:
-    if not 0 <= message.seconds <= DURATION_MAX_S or not 0 <= message.nanos < 1_000_000_000:
-        raise InvalidRequest(field, "must be from 0 to 100 years")
-    return message.ToTimedelta()
 
 
 def quote(
@@ -154,7 +134,7 @@ def quote(
         time=_time_range(figures.time),
         groups=[_group_quote(group) for group in figures.groups],
         rate_card=rate_card(figures.rates, as_of=as_of),
-        basis=_basis(figures),
+        basis=_basis(basis_of(group.estimate for group in figures.groups)),
         warnings=[_warning(each) for each in figures.warnings],
         probability_cost_within_10_percent=figures.cost_within_10_percent,
         probability_time_within_20_percent=figures.time_within_20_percent,
@@ -163,10 +143,26 @@ def quote(
         owner=owner,
         seed=request.seed,
         workload=request.workload,
+        batch=request.batch,
+        cost_calibration=figures.cost_calibration,
+        time_calibration=figures.time_calibration,
     )
     if figures.real_time_mean_s is not None:
         message.real_time_mean.CopyFrom(_duration(figures.real_time_mean_s))
     return message
+
+
+def forecast(made: Forecast, *, in_flight: int, now: datetime) -> batch_pb2.Forecast:
+    running = f"{in_flight} in flight and " if in_flight else ""
+    return batch_pb2.Forecast(
+        projected_cost=money.from_nanos(made.cost.mean_nanos),
+        time_left=_duration(made.time.mean_s),
+        create_time=_timestamp(now),
+        basis=f"{running}{made.basis.text}",
+        cost=_cost_range(made.cost),
+        time=_time_range(made.time),
+        probability_within_budget=made.within_budget,
+    )
 
 
 def _warning(warning: Warning) -> quote_pb2.QuoteWarning:
@@ -184,32 +180,15 @@ def _group_quote(group: GroupQuote) -> quote_pb2.GroupQuote:
         calls_mean=estimate.calls_mean,
         call_duration_mean=_duration(estimate.call_duration_mean_s),
         count=estimate.group.count,
-        basis=_basis_of(estimate.tokens.observations, speed_observations=estimate.pace.observations),
+        basis=_basis(basis_of([estimate])),
+        thinking_tokens_mean=estimate.thinking_tokens_mean,
+        failure_share=estimate.failures.share,
     )
 
 
-def _basis(figures: Figures) -> quote_pb2.Basis:
-    estimates = [group.estimate for group in figures.groups]
-    # Groups of one tier and model rest on the same calls, which count once; so does the speed of a model.
-    tokens = {
-        (each.group.tier, each.group.model, each.group.turn_by_turn): each.tokens.observations for each in estimates
-    }
-    speeds = {each.group.model: each.pace.observations for each in estimates}
-    return _basis_of(sum(tokens.values()), speed_observations=sum(speeds.values()))
-
-
-def _basis_of(observations: int, *, speed_observations: int) -> quote_pb2.Basis:
-    parts = [
-        text
-        for text, count in (
-            (f"tokens of {observations} calls", observations),
-            (f"speed of {speed_observations} calls", speed_observations),
-        )
-        if count
-    ]
-    seen = quote_pb2.Basis.SOURCE_OBSERVATIONS if parts else quote_pb2.Basis.SOURCE_PRIOR
-    text = f"prior, moved by {' and '.join(parts)}" if parts else "built-in prior"
-    return quote_pb2.Basis(source=seen, observations=max(observations, speed_observations), text=text)
+def _basis(basis: Basis) -> quote_pb2.Basis:
+    source = quote_pb2.Basis.Source.Value(f"SOURCE_{basis.source.name}")
+    return quote_pb2.Basis(source=source, observations=basis.observations, text=basis.text)
 
 
 def rate_card(used: Sequence[Rate], *, as_of: datetime) -> quote_pb2.RateCard:

@@ -9,36 +9,38 @@ import string
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import NoReturn
 
 from parley import money
-from parley.v1 import estimator_pb2, quote_pb2
+from parley.v1 import batch_pb2, estimator_pb2, quote_pb2
 from parley.wire import rules
 from parley.wire.auth import Identity
 
 from estimator_service import convert, pages
 from estimator_service.domain.errors import EstimatorError
-from estimator_service.domain.estimate import History
-from estimator_service.domain.quote import quote, stale_reason
+from estimator_service.domain.history import History
+from estimator_service.domain.quote import AS_DRAWN, Calibration, quote, stale_reason
 from estimator_service.domain.rates import RateTable
 from estimator_service.domain.workload import Workload
-from estimator_service.storage import observations, quotes
+from estimator_service.forecasting import Forecasts
+from estimator_service.record import Record
+from estimator_service.storage import history, quotes
 from estimator_service.storage.database import Database
 from estimator_service.storage.quotes import NewQuote, StoredQuote
+from estimator_service.workers import Workers
 
 ID_LENGTH = 10
 ID_CHARACTERS = string.ascii_lowercase + string.digits
 PAGE_SIZE = 50
-# Each holds up to some 100 MB of draws, and the processors are few.
-SIMULATIONS_MAX = 2
 
 
 class Estimator:
-    def __init__(self, database: Database, table: RateTable, *, now: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, table: RateTable, *, workers: Workers, now: Callable[[], datetime]) -> None:
         self._database = database
         self._table = table
+        self._workers = workers
         self._now = now
-        self._simulations = asyncio.Semaphore(SIMULATIONS_MAX)
+        self._record = Record(database, now=now)
+        self._forecasts = Forecasts(database, table, workers=workers, now=now)
 
     async def create_quote(self, request: estimator_pb2.CreateQuoteRequest, caller: Identity) -> quote_pb2.Quote:
         rules.check(request)
@@ -91,13 +93,9 @@ class Estimator:
         return estimator_pb2.ListQuotesResponse(quotes=found, next_page_token=token)
 
     async def record_observations(
-        self, request: estimator_pb2.RecordObservationsRequest, _caller: Identity
+        self, request: estimator_pb2.RecordObservationsRequest, caller: Identity
     ) -> estimator_pb2.RecordObservationsResponse:
-        rules.check(request)
-        observed = convert.observations(request.observations)
-        fact = partial(observations.insert_observations, observed=observed, now=self._now())
-        recorded = await self._database.write(fact)
-        return estimator_pb2.RecordObservationsResponse(recorded=recorded, duplicates=len(observed) - recorded)
+        return await self._record.record_observations(request, caller)
 
     async def list_rates(
         self, request: estimator_pb2.ListRatesRequest, _caller: Identity
@@ -105,34 +103,65 @@ class Estimator:
         rules.check(request)
         time = convert.time(request.time, "time") if request.HasField("time") else self._now()
         models = [model for model in self._table.models if not request.models or model in request.models]
-        card = convert.rate_card(self._table.rates(models, time=time), as_of=self._table.as_of)
+        # A model whose prices have ended has none in force.
+        rates = [rate for rate in self._table.rates(models, time=time) if rate.known]
+        card = convert.rate_card(rates, as_of=self._table.as_of)
         return estimator_pb2.ListRatesResponse(rate_card=card)
 
-    async def forecast_batch(self, _request: estimator_pb2.ForecastBatchRequest, _caller: Identity) -> NoReturn:
-        raise _not_built("ForecastBatch", "forecasts from what finished and what still runs")
+    async def forecast_batch(self, request: estimator_pb2.ForecastBatchRequest, caller: Identity) -> batch_pb2.Forecast:
+        return await self._forecasts.forecast_batch(request, caller)
 
-    async def compare_quote(self, _request: estimator_pb2.CompareQuoteRequest, _caller: Identity) -> NoReturn:
-        raise _not_built("CompareQuote", "the comparison of a quote with what happened, by group and by cause")
+    async def compare_quote(
+        self, request: estimator_pb2.CompareQuoteRequest, caller: Identity
+    ) -> estimator_pb2.CompareQuoteResponse:
+        return await self._record.compare_quote(request, caller)
 
-    async def summarize_accuracy(self, _request: estimator_pb2.SummarizeAccuracyRequest, _caller: Identity) -> NoReturn:
-        raise _not_built("SummarizeAccuracy", "the record of how good past quotes were")
+    async def summarize_accuracy(
+        self, request: estimator_pb2.SummarizeAccuracyRequest, caller: Identity
+    ) -> estimator_pb2.SummarizeAccuracyResponse:
+        return await self._record.summarize_accuracy(request, caller)
+
+    async def record_outcome(
+        self, request: estimator_pb2.RecordOutcomeRequest, caller: Identity
+    ) -> estimator_pb2.RecordOutcomeResponse:
+        return await self._record.record_outcome(request, caller)
+
+    async def summarize_history(
+        self, request: estimator_pb2.SummarizeHistoryRequest, caller: Identity
+    ) -> estimator_pb2.SummarizeHistoryResponse:
+        return await self._record.summarize_history(request, caller)
 
     async def _new_quote(
         self, workload: Workload, request: estimator_pb2.CreateQuoteRequest, owner: str
     ) -> quote_pb2.Quote:
         now = self._now()
+        self._table.require([group.model for group in workload.groups], time=now)
         history = await self._history(workload.models, workload.provider)
-        async with self._simulations:
-            figures = await asyncio.to_thread(
-                quote, workload, table=self._table, history=history, seed=request.seed, now=now
-            )
+        made = partial(
+            quote,
+            workload,
+            table=self._table,
+            history=history,
+            seed=request.seed,
+            now=now,
+            batch=request.batch,
+            calibration=await self._calibration(workload, request.batch),
+        )
+        figures = await self._workers.run(made)
         id = "".join(secrets.choice(ID_CHARACTERS) for _ in range(ID_LENGTH))
         return convert.quote(
             figures, name=f"quotes/{id}", request=request, owner=owner, now=now, as_of=self._table.as_of
         )
 
+    async def _calibration(self, workload: Workload, batch: str) -> Calibration:
+        """Learned from quotes of whole batches, and used for them."""
+        if batch:
+            return AS_DRAWN
+        cost, time = await self._record.calibrations(workload.provider)
+        return Calibration(cost=cost, time=time)
+
     async def _history(self, models: Sequence[str], provider: str) -> History:
-        return await self._database.read(partial(observations.get_history, models=models, provider=provider))
+        return await self._database.read(partial(history.get_history, models=models, provider=provider))
 
     async def _quote_of_request(
         self, request: estimator_pb2.CreateQuoteRequest, caller: Identity
@@ -194,8 +223,3 @@ def _visible(stored: StoredQuote, caller: Identity) -> bool:
 
 def _fingerprint(request: estimator_pb2.CreateQuoteRequest) -> str:
     return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _not_built(method: str, missing: str) -> EstimatorError:
-    sentence = f"{method} is not served yet: {missing} is missing."
-    return EstimatorError("NOT_BUILT", sentence, metadata={"method": method})

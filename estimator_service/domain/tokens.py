@@ -1,32 +1,47 @@
-"""How many tokens one call takes in and gives out, and how far that may be off."""
+"""How many tokens one call takes in and gives out: priors by tier, and what was learned of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from statistics import NormalDist
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from estimator_service.domain import learning
+from estimator_service.domain.history import Array, CallKey, History, Kind
+from estimator_service.domain.learning import Learned, Sample, Told
+from estimator_service.domain.nodes import Nodes, Spread, key_of, nodes_of
 from estimator_service.domain.workload import Group, InputSource
 
 # Between two conversations of one prompt, as log-SD. The product's own log (47 calls) has output 2,292 sd 865:
 # sqrt(ln(1 + (865 / 2292)^2)) = 0.36; and input 2,312 sd 441: 0.19.
-OUTPUT_SPREAD_LOG_SD = 0.36
-INPUT_SPREAD_LOG_SD = 0.19
-# Shared by all conversations of one batch, as log-SD: how far the mean of a prompt that was never seen is from its
-# prior. A choice, not a measurement: 0.25 is 95 % within a factor of 1.6 either way.
-OUTPUT_DRIFT_LOG_SD = 0.25
-# The same for the input, by what it rests on: a count is of a sample, and a tokenizer's characters a token vary.
-INPUT_DRIFT_LOG_SD = {InputSource.PRIOR: 0.25, InputSource.CHARACTERS: 0.10, InputSource.COUNTED: 0.02}
+OUTPUT_LOG_SD = 0.36
+INPUT_LOG_SD = 0.19
+# How far the mean of a prompt that was never seen is from its prior. A choice: in all 0.54 for a well-known tier, so
+# 80 % within a factor of 2 either way (the log's template tier is 0.76 of its prior), and 0.9 for any other.
+OUTPUT_SPREAD = Spread(model=0.4, tier=0.3, unknown_tier=0.8, node=0.2)
+INPUT_SPREAD = Spread(model=0.2, tier=0.4, unknown_tier=0.8, node=0.3)
+# What the workload itself says of its input, as log-SD: a count leaves out what the provider adds, and characters a
+# token vary. Both are of a few prompts of a group.
+TOLD_LOG_SD = {InputSource.COUNTED: 0.02, InputSource.CHARACTERS: 0.15}
+SAMPLED_CONVERSATIONS = 3
+TOLD_SPREAD = 3.0
 
 CHARACTERS_PER_TOKEN = 4.0
 # Roles, wrapping and the schema that go with every prompt. A choice.
 INPUT_WRAPPING_TOKENS = 50.0
+# Who sets a maximum leaves room: answers of unknown prompts are taken to have about this share of it.
+SHARE_OF_MAXIMUM = 0.35
+# Calls of a conversation that is made turn by turn, where only its past is known.
+TURNS = 6.0
+# Prior weight of no thinking, in calls.
+NO_THINKING = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prior:
+class TierPrior:
     """Input tokens of one call and output tokens of one whole conversation."""
 
     input_tokens: float
@@ -34,77 +49,139 @@ class Prior:
 
 
 # The original product's planning figures.
-PRIORS: Mapping[str, Prior] = {
-    "template": Prior(input_tokens=2_000, output_tokens=3_000),
-    "scenario": Prior(input_tokens=2_500, output_tokens=4_000),
-    "edge_case": Prior(input_tokens=3_000, output_tokens=5_000),
+PRIORS: Mapping[str, TierPrior] = {
+    "template": TierPrior(input_tokens=2_000, output_tokens=3_000),
+    "scenario": TierPrior(input_tokens=2_500, output_tokens=4_000),
+    "edge_case": TierPrior(input_tokens=3_000, output_tokens=5_000),
 }
 # For every other tier: the mean of the three.
-POOLED = Prior(input_tokens=2_500, output_tokens=4_000)
+POOLED = TierPrior(input_tokens=2_500, output_tokens=4_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokensSeen:
-    """The means of observed calls of one tier and model."""
+class TokensLearned:
+    """Of one model at one provider, for one batch."""
 
-    calls: int
-    input_tokens_mean: float
-    output_tokens_mean: float
+    nodes: Nodes
+    input: Learned
+    output: Learned
+    # Of the output, by node.
+    thinking_share: Array
+
+    def node(self, group: Group) -> int:
+        return self.nodes.at[key_of(group)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallTokens:
-    """Tokens of one call. `output_tokens_uncapped` is the mean if the model could go on for as long as it likes."""
+class Running:
+    """Calls of the batch at hand that have not ended: tokens that they surely have by now, by the key of the call."""
 
-    input_tokens_mean: float
-    input_drift_log_sd: float
-    output_tokens_uncapped: float
-    output_tokens_mean: float
-    # 0 where the figures are the prior's.
-    observations: int
+    surpassed: Mapping[CallKey, Array] = field(default_factory=dict[CallKey, Array])
 
 
-def estimate_tokens(group: Group, seen: TokensSeen | None) -> CallTokens:
-    """Prior, moved by what was seen where that is enough; the output is cut at the group's maximum."""
-    prior = PRIORS.get(group.tier, POOLED)
-    seen = seen if seen and learning.weight(seen.calls) else None
-    # The prior is of a conversation: turn by turn, each call gives its share.
-    uncapped = prior.output_tokens / max(group.calls_each, 1.0)
-    if seen:
-        uncapped = learning.shrunk(uncapped, seen=seen.output_tokens_mean, observations=seen.calls)
-    log_sd = math.hypot(OUTPUT_SPREAD_LOG_SD / math.sqrt(max(group.calls_each, 1.0)), OUTPUT_DRIFT_LOG_SD)
-    source = _input_source(group)
-    return CallTokens(
-        input_tokens_mean=_input_tokens(group, source, prior, seen),
-        input_drift_log_sd=INPUT_DRIFT_LOG_SD[source],
-        output_tokens_uncapped=uncapped,
-        output_tokens_mean=capped_mean(uncapped, log_sd=log_sd, cap=group.max_output_tokens or math.inf),
-        observations=seen.calls if seen else 0,
+NOTHING_RUNS = Running()
+
+
+def learn_tokens(
+    groups: Sequence[Group], history: History, *, batch: str = "", running: Running = NOTHING_RUNS
+) -> TokensLearned:
+    """`groups` and `history` are of one model; `batch` is the one that the groups are the rest of, if any."""
+    nodes = nodes_of(groups, history)
+    current = history.batches.index(batch) if batch in history.batches else None
+    known = nodes.of_history(history) >= 0
+    answered = history.rows(known & (history.kind <= Kind.CUT) & (history.output_tokens > 0))
+    priors = [_output_prior(key, groups) for key in nodes.keys]
+    output = learning.learn(
+        _sample(answered, answered.output_tokens, nodes, censored=answered.kind == Kind.CUT),
+        learning.Prior(means=np.array(priors), covariance=nodes.covariance(OUTPUT_SPREAD), log_sd=OUTPUT_LOG_SD),
+        current=current,
+        in_flight=_by_node(running, nodes),
+    )
+    return TokensLearned(
+        nodes=nodes,
+        input=_learn_input(groups, answered, nodes, current=current),
+        output=output,
+        thinking_share=_thinking_share(answered, nodes),
     )
 
 
-def _input_source(group: Group) -> InputSource:
+def _by_node(running: Running, nodes: Nodes) -> dict[int, Array]:
+    joined: defaultdict[int, list[Array]] = defaultdict(list)
+    for key, bounds in running.surpassed.items():
+        joined[nodes.at[key]].append(bounds)
+    return {node: np.concatenate(each) for node, each in joined.items()}
+
+
+def _learn_input(groups: Sequence[Group], answered: History, nodes: Nodes, *, current: int | None) -> Learned:
+    told = answered.rows(answered.input_tokens > 0)
+    tells = np.array([any(_tells(group) and key_of(group) == key for group in groups) for key in nodes.keys])
+    prior = learning.Prior(
+        means=np.array([PRIORS.get(key.tier, POOLED).input_tokens for key in nodes.keys]),
+        # Where the workload tells of its input, no prior has a say in it.
+        covariance=nodes.covariance(INPUT_SPREAD) + np.diag(np.where(tells, TOLD_SPREAD**2, 0.0)),
+        log_sd=INPUT_LOG_SD,
+    )
+    return learning.learn(
+        _sample(told, told.input_tokens, nodes, censored=np.zeros(len(told), dtype=np.bool_)),
+        prior,
+        current=current,
+        told=[each for group in groups for each in _told(group, nodes, prior.medians)],
+    )
+
+
+def _tells(group: Group) -> bool:
+    return group.input_characters_mean > 0 or (
+        group.input_source is InputSource.COUNTED and group.input_tokens_mean > 0
+    )
+
+
+def _told(group: Group, nodes: Nodes, medians: Array) -> list[Told]:
     """A count wins over characters; a source without its figure is none."""
+    node = nodes.at[key_of(group)]
     if group.input_source is InputSource.COUNTED and group.input_tokens_mean > 0:
-        return InputSource.COUNTED
-    return InputSource.CHARACTERS if group.input_characters_mean > 0 else InputSource.PRIOR
+        source, tokens = InputSource.COUNTED, group.input_tokens_mean
+    elif group.input_characters_mean > 0:
+        source = InputSource.CHARACTERS
+        tokens = group.input_characters_mean / CHARACTERS_PER_TOKEN + INPUT_WRAPPING_TOKENS
+    else:
+        return []
+    return [
+        Told(
+            node=node,
+            log_ratio=math.log(tokens / medians[node]),
+            noise=TOLD_LOG_SD[source] ** 2,
+            conversations=SAMPLED_CONVERSATIONS,
+        )
+    ]
 
 
-def _input_tokens(group: Group, source: InputSource, prior: Prior, seen: TokensSeen | None) -> float:
-    """What is known of this very prompt wins over what calls of other prompts of its tier took."""
-    if source is InputSource.COUNTED:
-        return group.input_tokens_mean
-    if source is InputSource.CHARACTERS:
-        return group.input_characters_mean / CHARACTERS_PER_TOKEN + INPUT_WRAPPING_TOKENS
-    if seen:
-        return learning.shrunk(prior.input_tokens, seen=seen.input_tokens_mean, observations=seen.calls)
-    return prior.input_tokens
+def _output_prior(key: CallKey, groups: Sequence[Group]) -> float:
+    """Of one call: turn by turn, each gives its share of the conversation."""
+    group = next((group for group in groups if key_of(group) == key), None)
+    calls = max(group.calls_each, 1.0) if group else TURNS if key.turn_by_turn else 1.0
+    if key.tier not in PRIORS and group and group.max_output_tokens:
+        return min(POOLED.output_tokens / calls, SHARE_OF_MAXIMUM * group.max_output_tokens)
+    return PRIORS.get(key.tier, POOLED).output_tokens / calls
 
 
-def capped_mean(mean: float, *, log_sd: float, cap: float) -> float:
-    """E[min(X, cap)] of a lognormal X (the limited expected value), same unit as `mean`."""
-    if math.isinf(cap):
-        return mean
-    standard = (math.log(cap / mean) + log_sd**2 / 2) / log_sd
-    normal = NormalDist()
-    return mean * normal.cdf(standard - log_sd) + cap * (1 - normal.cdf(standard))
+def _sample(
+    history: History, values: Array, nodes: Nodes, *, censored: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> Sample:
+    return Sample(
+        values=values,
+        node=nodes.of_history(history),
+        batch=history.batch,
+        censored=censored,
+        ended_s=history.ended_s,
+    )
+
+
+def _thinking_share(answered: History, nodes: Nodes) -> Array:
+    """Of the output; none until some was seen."""
+    node = nodes.of_history(answered)
+    size = len(nodes.keys)
+    thinking = np.bincount(node, answered.thinking_tokens, minlength=size)
+    output = np.bincount(node, answered.output_tokens, minlength=size)
+    calls = np.bincount(node, minlength=size)
+    share: Array = thinking / np.maximum(output, 1.0) * calls / (calls + NO_THINKING)
+    return share

@@ -65,14 +65,15 @@ def _time(workload: Workload, estimates: Sequence[GroupEstimate], time_mean_s: f
         yield Warning(Kind.LONG, f"The expected time is {time_mean_s / 3_600:.1f} hours.")
     bound = binding(workload, estimates)
     if bound:
-        calls = "1 call" if bound.concurrency_enough == 1 else f"{bound.concurrency_enough} calls"
         told = f"{bound.limit.capitalize()} a minute bind"
-        yield Warning(Kind.LIMIT_BINDS, f"{told}: {calls} at once would be as fast as {workload.concurrency}.")
+        yield Warning(
+            Kind.LIMIT_BINDS, f"{told}: {bound.concurrency_enough} would be as fast as {workload.concurrency}."
+        )
 
 
 def _model(rate: Rate, now: datetime) -> Iterator[Warning]:
-    if not rate.known:
-        yield Warning(Kind.NO_PRICE, f"No price is known for {rate.model}: its calls are counted as free.")
+    if rate.free:
+        yield Warning(Kind.NO_PRICE, f"The price of {rate.model} in the rate table is 0: its calls count as free.")
     if rate.retired or (rate.retire_time and rate.retire_time <= now):
         yield Warning(Kind.MODEL_RETIRES, f"{rate.model} has retired: its provider may refuse the calls.")
     elif rate.retire_time and rate.retire_time - now <= RETIRES_WITHIN:

@@ -16,6 +16,24 @@ class InputSource(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Assumed:
+    """Figures that are taken as they are; None is estimated. A coefficient of variation of 0: all the same."""
+
+    # Of one call, cached ones included; all calls have the same.
+    input_tokens_mean: float | None = None
+    output_tokens_mean: float | None = None
+    output_tokens_cv: float = 0.0
+    call_seconds_mean: float | None = None
+    call_seconds_cv: float = 0.0
+    # Time around the calls, as a share of the calls' own.
+    overhead_share: float = 0.0
+    failure_share: float | None = None
+
+
+NOTHING_ASSUMED = Assumed()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """`count` conversations of one tier and model. Token and character figures are those of one call."""
 
@@ -30,6 +48,9 @@ class Group:
     # 0 is no limit.
     max_output_tokens: int = 0
     cacheable_tokens: float = 0.0
+    effort: str = ""
+    prompt_fingerprint: str = ""
+    assumed: Assumed = NOTHING_ASSUMED
 
     @property
     def turn_by_turn(self) -> bool:

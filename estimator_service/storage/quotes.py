@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -53,6 +54,14 @@ def insert_quote(connection: Connection, new: NewQuote) -> bool:
 def get_quote(connection: Connection, id: str) -> StoredQuote | None:
     row = connection.execute(_READ.where(quotes.c.id == id)).one_or_none()
     return _stored(row) if row else None
+
+
+def known_ids(connection: Connection, ids: Collection[str], *, owner: str) -> set[str]:
+    """Those of `ids` that are quotes; of all owners where `owner` is empty."""
+    found = select(quotes.c.id).where(quotes.c.id.in_(ids))
+    if owner:
+        found = found.where(quotes.c.owner == owner)
+    return set(connection.execute(found).scalars())
 
 
 def get_by_request(connection: Connection, *, caller: str, request_id: str) -> StoredQuote | None:

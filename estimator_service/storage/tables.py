@@ -5,10 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     CheckConstraint,
     Column,
     Float,
+    ForeignKey,
     Index,
     Integer,
     LargeBinary,
@@ -18,18 +20,9 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from estimator_service.domain.observation import Outcome, Purpose
+from estimator_service.domain.observation import USAGE_FIELDS, Outcome, Purpose
 
 metadata = MetaData()
-
-TOKEN_COLUMNS = (
-    "input_tokens",
-    "output_tokens",
-    "cache_write_5m_tokens",
-    "cache_write_1h_tokens",
-    "cache_read_tokens",
-    "thinking_tokens",
-)
 
 
 def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
@@ -73,7 +66,7 @@ observations = Table(
     _text("provider", 300),
     _text("outcome", 32),
     _text("purpose", 32),
-    *(Column(name, BigInteger, nullable=False) for name in TOKEN_COLUMNS),
+    *(Column(name, BigInteger, nullable=False) for name in USAGE_FIELDS),
     Column("duration_us", BigInteger, nullable=False),
     # NULL where the call was not streamed.
     Column("first_token_us", BigInteger),
@@ -85,11 +78,54 @@ observations = Table(
     # NULL where it was not told.
     Column("ended_us", BigInteger),
     Column("recorded_us", BigInteger, nullable=False),
+    # The quote's id; empty where the batch was started without one.
+    Column("quote", String(32), nullable=False, server_default=""),
+    # Its number in the batch; 0 where it belongs to none.
+    Column("conversation", Integer, nullable=False, server_default="0"),
+    # When it ended, or was recorded where that was not told: the order of what is newest.
+    Column("seen_us", BigInteger, nullable=False, server_default="0"),
     _one_of("outcome", Outcome),
     _one_of("purpose", Purpose),
-    *(CheckConstraint(f"{name} >= 0", name=f"{name}_not_negative") for name in TOKEN_COLUMNS),
+    *(CheckConstraint(f"{name} >= 0", name=f"{name}_not_negative") for name in USAGE_FIELDS),
     CheckConstraint("duration_us >= 0", name="duration_not_negative"),
     CheckConstraint("first_token_us IS NULL OR first_token_us >= 0", name="first_token_not_negative"),
     CheckConstraint("speed_up > 0", name="speed_up_positive"),
-    Index("observations_by_model", "model", "outcome", "provider"),
+    CheckConstraint("conversation >= 0", name="conversation_not_negative"),
+    # Backwards it gives the newest calls of a model at a provider, without a scan and without a sort.
+    Index("observations_newest", "model", "provider", "seen_us"),
+    # The same of all models.
+    Index("observations_by_time", "seen_us"),
+    Index("observations_by_batch", "batch"),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    # The batch's id: each has one outcome.
+    Column("batch", String(32), primary_key=True),
+    # The quote that it was started on. Two batches may be started on one.
+    Column("quote", String(32), ForeignKey("quotes.id"), nullable=False),
+    # That of the quote's workload.
+    _text("provider", 300),
+    Column("cost_nanos", BigInteger, nullable=False),
+    # NULL where prices were those of the quote.
+    Column("cost_at_quoted_nanos", BigInteger),
+    Column("duration_us", BigInteger, nullable=False),
+    # Conversations that were made.
+    Column("conversations", Integer, nullable=False),
+    # Nano-dollars by the id of the workload's group; empty where it was not told.
+    Column("cost_by_group", JSON, nullable=False),
+    # NULL where it was not told.
+    Column("ended_us", BigInteger),
+    Column("recorded_us", BigInteger, nullable=False),
+    # When it ended, or was recorded where that was not told.
+    Column("seen_us", BigInteger, nullable=False),
+    CheckConstraint("length(batch) BETWEEN 4 AND 32", name="batch_length"),
+    CheckConstraint("cost_nanos >= 0", name="cost_not_negative"),
+    CheckConstraint("cost_at_quoted_nanos IS NULL OR cost_at_quoted_nanos >= 0", name="cost_at_quoted_not_negative"),
+    CheckConstraint("duration_us >= 0", name="duration_not_negative"),
+    CheckConstraint("conversations >= 0", name="conversations_not_negative"),
+    Index("outcomes_newest", "seen_us", "batch"),
+    Index("outcomes_by_provider", "provider", "seen_us"),
+    Index("outcomes_by_quote", "quote"),
 )
