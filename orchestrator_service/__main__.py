@@ -31,6 +31,7 @@ from orchestrator_service.engine.holds import HoldSweep
 from orchestrator_service.engine.limiter import Limiter
 from orchestrator_service.engine.runner import Tools
 from orchestrator_service.engine.supervisor import Supervisor
+from orchestrator_service.forecasts import Forecasts
 from orchestrator_service.generation import builtin
 from orchestrator_service.generation.claude import Claude
 from orchestrator_service.generation.planning import Planned
@@ -103,7 +104,8 @@ async def serve(settings: Settings) -> None:
         await server.start()
         await _recover(supervisor, server, settings)
         aside = [
-            asyncio.create_task(Outbox(database, estimator, clock).run()),
+            asyncio.create_task(Outbox(database, estimator, clock, rested=tools.rested, rate=tools.rate).run()),
+            asyncio.create_task(Forecasts(database, estimator, clock).run()),
             asyncio.create_task(HoldSweep(database, supervisor, daily=tools.daily, clock=clock).run()),
             # The pace must be known before the first call; serving does not wait for the seconds that its import takes.
             asyncio.create_task(_warm_up(provider)),

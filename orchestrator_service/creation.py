@@ -46,6 +46,9 @@ PRICES_DEADLINE_S = 3.0
 EXPECTED_TOKENS = {"template": 3_000.0, "scenario": 4_000.0, "edge_case": 5_000.0}
 EXPECTED_OTHERWISE = 4_000.0
 
+# Refusals of the estimator that a batch may do without: it is away, or it knows no price of a local model.
+UNQUOTED = ("ESTIMATOR_UNAVAILABLE", "MODEL_UNKNOWN")
+
 T = TypeVar("T")
 
 
@@ -58,6 +61,15 @@ class Limits:
     max_conversations: int
     # None where the provider's announcements decide.
     requests_per_minute: int | None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What a batch starts on. Without a quote it has the last known prices, where there are any."""
+
+    workload: quote_pb2.Workload
+    quote: quote_pb2.Quote | None
+    card: RateCard | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +109,14 @@ class Creation:
         return found
 
     async def quote(self, planned: Planned, *, owner: str, deadline_s: float) -> quote_pb2.Quote:
-        workload = workload_of(planned, await self._input_sizes(planned), await self._pace(planned.spec.model))
+        return await self._quoted(planned, await self._workload(planned), owner=owner, deadline_s=deadline_s)
+
+    async def _workload(self, planned: Planned) -> quote_pb2.Workload:
+        return workload_of(planned, await self._input_sizes(planned), await self._pace(planned.spec.model))
+
+    async def _quoted(
+        self, planned: Planned, workload: quote_pb2.Workload, *, owner: str, deadline_s: float
+    ) -> quote_pb2.Quote:
         return await self.estimator.quote(
             workload, spec_sha256=planned.sha256, seed=planned.spec.seed, owner=owner, deadline_s=deadline_s
         )
@@ -126,7 +145,8 @@ class Creation:
             return known.batch
         planned = await self.plan(request.spec)
         refuse(await self.findings(planned))
-        quote, card = await self._accepted(request, planned, owner=owner, deadline_s=deadline_s)
+        accepted = await self._accepted(request, planned, owner=owner, deadline_s=deadline_s)
+        card = accepted.card
         rate = card.rates.get(planned.spec.model) if card else None
         if rate is None and planned.spec.budget_nanos is not None:
             raise ParleyError(
@@ -135,31 +155,34 @@ class Creation:
                 violations=[FieldViolation("spec.budget", "no price is known for the model")],
                 metadata={"model": planned.spec.model},
             )
-        values = await self._values(planned, quote, owner=owner)
+        values = await self._values(planned, accepted.quote, owner=owner)
         values |= {"rate": rate_to_json(rate), "rate_version": card.version if card and rate else ""}
-        return await self._store(request, planned, values, key, queued)
+        return await self._store(request, planned, accepted.workload, values, key, queued)
 
     async def _accepted(
         self, request: orchestrator_pb2.CreateBatchRequest, planned: Planned, *, owner: str, deadline_s: float
-    ) -> tuple[quote_pb2.Quote | None, RateCard | None]:
+    ) -> Accepted:
         """The quote that the batch runs on, with its prices; the last known prices where it may run unquoted."""
+        workload = None if request.quote else await self._workload(planned)
         try:
-            if not request.quote:
-                quote = await self.quote(planned, owner=owner, deadline_s=deadline_s)
-            else:
+            if workload is None:
                 quote = await self.estimator.get(request.quote, deadline_s=deadline_s)
                 await self._refuse_unfit(quote, planned, owner=owner, deadline_s=deadline_s)
+                fits = {group.id for group in quote.workload.groups} == set(planned.plan.tier_totals)
+                workload = quote.workload if fits else await self._workload(planned)
+            else:
+                quote = await self._quoted(planned, workload, owner=owner, deadline_s=deadline_s)
         except ParleyError as error:
-            if error.reason != "ESTIMATOR_UNAVAILABLE" or not request.allow_unquoted:
+            if error.reason not in UNQUOTED or not request.allow_unquoted:
                 raise
-            return None, await self.estimator.rates()
-        return quote, _rate_card(quote)
+            return Accepted(workload or await self._workload(planned), None, await self.estimator.rates())
+        return Accepted(workload, quote, _rate_card(quote))
 
     async def _refuse_unfit(self, quote: quote_pb2.Quote, planned: Planned, *, owner: str, deadline_s: float) -> None:
-        if quote.spec_sha256 != planned.sha256:
-            raise ParleyError(
-                "QUOTE_MISMATCH", f"{quote.name} was made for another spec.", metadata={"quote": quote.name}
-            )
+        if quote.spec_sha256 != planned.sha256 or quote.batch:
+            made_for = f"the rest of {quote.batch}" if quote.batch else "another spec"
+            message = f"{quote.name} was made for {made_for}."
+            raise ParleyError("QUOTE_MISMATCH", message, metadata={"quote": quote.name})
         if quote.stale:
             fresh = await self.quote(planned, owner=owner, deadline_s=deadline_s)
             raise ParleyError(
@@ -175,6 +198,7 @@ class Creation:
             "owner": owner,
             "display_name": spec.name,
             "model": spec.model,
+            "effort": spec.effort,
             "concurrency": spec.concurrency,
             "budget_nanos": spec.budget_nanos,
             "hold_after": spec.hold_after,
@@ -195,6 +219,7 @@ class Creation:
         self,
         request: orchestrator_pb2.CreateBatchRequest,
         planned: Planned,
+        workload: quote_pb2.Workload,
         values: dict[str, Any],
         key: Request,
         queued: Callable[[str], None],
@@ -210,6 +235,10 @@ class Creation:
             labels=planned.spec.labels,
             spec=kept.SerializeToString(deterministic=True),
             totals=planned.plan.tier_totals,
+            fingerprints={tier: planned.prompts.fingerprint(tier) for tier in planned.plan.tier_totals},
+            # Kept, for to count a sample's tokens again is a call to the provider for each forecast.
+            workload=workload.SerializeToString(deterministic=True),
+            seed=planned.spec.seed,
         )
         await self.database.write(batches.prepare(new))
         try:

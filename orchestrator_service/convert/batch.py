@@ -8,10 +8,10 @@ from typing import Any, cast
 from google.protobuf.message import Message
 from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 
+from orchestrator_service.convert.forecast import forecast_message
 from orchestrator_service.convert.values import duration, money, number_of, timestamp
-from orchestrator_service.domain.batch import ACTIVE, FINAL, NEXT_STEPS, BatchState, HoldReason
+from orchestrator_service.domain.batch import FINAL, NEXT_STEPS, BatchState, HoldReason
 from orchestrator_service.domain.budget import Amount, BudgetScope, next_day_us
-from orchestrator_service.domain.forecast import Progress, project
 from orchestrator_service.storage.batches import Snapshot, etag_of
 from orchestrator_service.storage.events import LoggedEvent
 from orchestrator_service.storage.tables import USAGE_COLUMNS
@@ -44,6 +44,7 @@ def batch_message(
         priority=_PRIORITIES[row["priority"]],
         model=row["model"],
         quote=row["quote_name"],
+        refined_quote=row["refined_quote"],
         run=row["run"],
         etag=etag_of(row),
         fingerprint=row["fingerprint"],
@@ -69,32 +70,7 @@ def _set_optional(message: batch_pb2.Batch, snapshot: Snapshot, *, now_us: int |
     if row["quoted_cost_nanos"] is not None:
         message.quoted_cost.CopyFrom(money(row["quoted_cost_nanos"]))
     if BatchState(row["state"]) not in FINAL:
-        message.forecast.CopyFrom(_forecast(message, row, now_us=now_us))
-
-
-def _forecast(message: batch_pb2.Batch, row: Mapping[Any, Any], *, now_us: int | None) -> batch_pb2.Forecast:
-    counts = message.counts
-    projected = project(
-        Progress(
-            total=counts.total,
-            pending=counts.pending,
-            running=counts.running,
-            made=row["made"],
-            committed_nanos=row["confirmed_nanos"] + row["possibly_spent_nanos"],
-            confirmed_nanos=row["confirmed_nanos"],
-            answered=row["answered"],
-            answered_s=row["answered_s"],
-            concurrency=row["concurrency"],
-            quoted_cost_nanos=row["quoted_cost_nanos"],
-            quoted_duration_s=row["quoted_duration_s"],
-        )
-    )
-    forecast = batch_pb2.Forecast(basis=projected.basis, create_time=timestamp(now_us))
-    forecast.projected_cost.CopyFrom(money(projected.cost_nanos))
-    left = duration(projected.time_left_s)
-    if left is not None and BatchState(row["state"]) in ACTIVE:
-        forecast.time_left.CopyFrom(left)
-    return forecast
+        message.forecast.CopyFrom(forecast_message(row, message.counts, now_us=now_us))
 
 
 def spend_message(row: Mapping[Any, Any]) -> batch_pb2.Spend:
@@ -168,6 +144,17 @@ def _call_settled(detail: Mapping[Any, Any]) -> Message:
     )
 
 
+def _quote_refined(detail: Mapping[Any, Any]) -> Message:
+    return batch_pb2.QuoteRefined(
+        quote=detail["quote"],
+        made=detail["made"],
+        projected_cost=money(detail["mean_nanos"]),
+        projected_cost_p10=money(detail["p10_nanos"]),
+        projected_cost_p90=money(detail["p90_nanos"]),
+        time_left=duration(detail["time_left_s"]),
+    )
+
+
 def failure_message(detail: Mapping[Any, Any]) -> conversation_pb2.Failure:
     reason = number_of(_FAILURES, detail["failure_reason"])
     return conversation_pb2.Failure(reason=cast("Any", reason), message=detail["failure_message"])
@@ -189,6 +176,7 @@ _DETAILS: dict[str, Callable[[Mapping[Any, Any]], Message]] = {
     "budget_mark": _budget_mark,
     "rates_changed": _plain(batch_pb2.RatesChanged),
     "call_settled": _call_settled,
+    "quote_refined": _quote_refined,
 }
 
 

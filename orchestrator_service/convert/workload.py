@@ -86,4 +86,9 @@ def observation_of(row: Mapping[Any, Any]) -> quote_pb2.Observation:
         end_time=timestamp(row["settled_us"]),
         max_output_tokens=row["max_tokens"],
         purpose=cast("Any", number_of(conversation_pb2.CallPurpose.DESCRIPTOR, row["purpose"])),
+        # None where the call is of no tier.
+        prompt_fingerprint=row["prompt_fingerprint"] or "",
+        effort=row["effort"],
+        quote=row["quote_name"],
+        conversation=row["conversation"],
     )

@@ -122,17 +122,19 @@ def claim_order(plan: Plan, expected_tokens: Mapping[str, float], pilot: int | N
 
 
 def _pilot_shares(totals: Mapping[str, int], pilot: int) -> dict[str, int]:
-    """In proportion, by largest remainders; at least one of each tier that has any, where the pilot is large enough."""
+    """In proportion, by largest remainders; one of each tier that has any before two of another."""
     total = sum(totals.values())
     filled = [tier for tier, count in totals.items() if count]
-    least = 1 if pilot >= len(filled) else 0
-    exact = {tier: pilot * count / total if total else 0.0 for tier, count in totals.items()}
-    shares = {tier: max(math.floor(exact[tier]), least if totals[tier] else 0) for tier in totals}
+    if pilot <= len(filled):
+        largest = sorted(filled, key=lambda tier: -totals[tier])[:pilot]
+        return {tier: int(tier in largest) for tier in totals}
+    exact = {tier: pilot * count / total for tier, count in totals.items()}
+    shares = {tier: max(math.floor(exact[tier]), 1 if totals[tier] else 0) for tier in totals}
     while sum(shares.values()) < pilot:
         open_tiers = [tier for tier in filled if shares[tier] < totals[tier]]
         shares[max(open_tiers, key=lambda tier: exact[tier] - shares[tier])] += 1
     while sum(shares.values()) > pilot:
-        above = [tier for tier in filled if shares[tier] > least]
+        above = [tier for tier in filled if shares[tier] > 1]
         shares[max(above, key=lambda tier: shares[tier] - exact[tier])] -= 1
     return shares
 

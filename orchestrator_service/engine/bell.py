@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 
 class Bell:
@@ -16,3 +18,17 @@ class Bell:
     def ring(self) -> None:
         self._event.set()
         self._event = asyncio.Event()
+
+
+async def rung_or_over(rung: asyncio.Event, wait: Coroutine[Any, Any, None]) -> None:
+    """Until the ring, or until the wait is over."""
+    waits = [asyncio.create_task(_wait(rung)), asyncio.create_task(wait)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waits:
+            each.cancel()
+
+
+async def _wait(rung: asyncio.Event) -> None:
+    await rung.wait()

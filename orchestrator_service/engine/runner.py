@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -68,6 +68,8 @@ class Tools:
     daily: DailyBudgets
     # Rung at every settlement of any batch: what waits for a day's budget looks again.
     settled: Bell
+    # Rung when a batch has nothing under way any more: it ended, or is held.
+    rested: Bell = field(default_factory=Bell)
     clock: Clock
     # A number in [0, 1).
     rng: Callable[[], float]

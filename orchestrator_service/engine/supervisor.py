@@ -99,6 +99,7 @@ class Supervisor:
         finally:
             self._runners.pop(batch, None)
             self._tasks.pop(batch, None)
+            self._tools.rested.ring()
 
     async def _put_in_order(self, batch: str, *, held: bool) -> None:
         """Tried until the database takes it: otherwise nobody would look after the batch, but for the next process."""

@@ -59,6 +59,8 @@ def _options() -> argparse.ArgumentParser:
         help="answers at once; limits are lifted unless --speed-up is given",
     )
     add("--tokens-mean", type=int, help="mean output tokens of a template conversation (2292)")
+    add("--tokens-per-s", type=float, help="median output tokens a second at real speed (36)")
+    add("--first-token-s", type=float, help="median seconds to the first token at real speed (1)")
     add("--fault", action="append", default=[], metavar="NAME=PROBABILITY", help="may be given many times")
     add("--fault-max-attempt", type=int, help="faults hit only the first so many attempts of a prompt")
     add("--requests-per-minute", type=int, help="real minutes; runs speed-up times faster (4000)")

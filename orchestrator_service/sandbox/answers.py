@@ -37,7 +37,12 @@ def answer_call(settings: Settings, call: Call, *, attempt: int) -> Answer:
     rng = Random(int.from_bytes(digest))
     # Drawn in this order whatever the settings are: switching a fault on leaves all other texts as they were.
     chance = rng.random()
-    pace = draw_pace(rng, speed_up=0.0 if settings.zero_latency else settings.speed_up)
+    pace = draw_pace(
+        rng,
+        first_token_s=settings.first_token_s,
+        tokens_per_s=settings.tokens_per_s,
+        speed_up=0.0 if settings.zero_latency else settings.speed_up,
+    )
     fault = _fault(settings, call, attempt=attempt, chance=chance)
     text = _text(settings, call, fault=fault, rng=rng)
     stop_reason = "end_turn"

@@ -7,9 +7,7 @@ from functools import lru_cache
 from random import Random
 from statistics import NormalDist
 
-TTFT_MEDIAN_S = 1.0
 TTFT_LOG_SD = 0.25
-TOKENS_PER_S = 36.0
 TOKENS_PER_S_LOG_SD = 0.05
 
 # 47 template calls: mean 2,292 tokens, sd 865, so a log SD of 0.365; most of it belongs to the emotional arc.
@@ -32,9 +30,10 @@ class Pace:
         return (self.ttft_s + tokens / self.tokens_per_s) / self.speed_up if self.speed_up else 0.0
 
 
-def draw_pace(rng: Random, *, speed_up: float) -> Pace:
-    ttft_s = TTFT_MEDIAN_S * math.exp(TTFT_LOG_SD * normal(rng))
-    return Pace(ttft_s, TOKENS_PER_S * math.exp(TOKENS_PER_S_LOG_SD * normal(rng)), speed_up)
+def draw_pace(rng: Random, *, first_token_s: float, tokens_per_s: float, speed_up: float) -> Pace:
+    """Both given as medians at real speed."""
+    ttft_s = first_token_s * math.exp(TTFT_LOG_SD * normal(rng))
+    return Pace(ttft_s, tokens_per_s * math.exp(TOKENS_PER_S_LOG_SD * normal(rng)), speed_up)
 
 
 def draw_length_tokens(rng: Random, *, mean_tokens: float, tier: str, arc: str) -> int:

@@ -10,6 +10,8 @@ from orchestrator_service.sandbox.faults import FAULTS
 # What a sandbox that waits for nothing announces as its speed-up, and the pace of its limits unless told.
 SPEED_UP_ZERO_LATENCY = 1_000_000.0
 COUNT_MAX = 1_000_000_000_000
+TOKENS_PER_S_MAX = 100_000
+FIRST_TOKEN_MAX_S = 600
 BURST_MAX_S = 3_600
 
 
@@ -24,6 +26,9 @@ class Settings:
     speed_up: float = 40.0
     zero_latency: bool = False
     tokens_mean: int = 2_292
+    # Medians at real speed; a call's own differ from them by chance.
+    tokens_per_s: float = 36.0
+    first_token_s: float = 1.0
     faults: Mapping[str, float] = field(default_factory=dict[str, float])
     # Faults hit only the first so many attempts of a prompt; None means every attempt.
     fault_max_attempt: int | None = None
@@ -68,6 +73,8 @@ def as_json(settings: Settings) -> dict[str, object]:
         "speed_up_announced": settings.speed_up_announced,
         "zero_latency": settings.zero_latency,
         "tokens_mean": settings.tokens_mean,
+        "tokens_per_s": settings.tokens_per_s,
+        "first_token_s": settings.first_token_s,
         "faults": dict(settings.faults),
         "fault_max_attempt": settings.fault_max_attempt,
         "requests_per_minute": settings.requests_per_minute,
@@ -97,16 +104,26 @@ def _count_or_none(name: str, value: object) -> int | None:
     return None if value is None else _whole(name, value, at_least=0)
 
 
-def _pace(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.001 <= value <= SPEED_UP_ZERO_LATENCY:
-        raise SettingError(f"{name}: {value!r} is not a number from 0.001 to 1000000")
+def _number(name: str, value: object, *, at_least: float, at_most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not at_least <= value <= at_most:
+        raise SettingError(f"{name}: {value!r} is not a number from {at_least} to {at_most:.0f}")
     return float(value)
+
+
+def _pace(name: str, value: object) -> float:
+    return _number(name, value, at_least=0.001, at_most=SPEED_UP_ZERO_LATENCY)
 
 
 def _burst(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= BURST_MAX_S:
-        raise SettingError(f"{name}: {value!r} is not a number from 0 to {BURST_MAX_S}")
-    return float(value)
+    return _number(name, value, at_least=0, at_most=BURST_MAX_S)
+
+
+def _tokens_per_s(name: str, value: object) -> float:
+    return _number(name, value, at_least=0.001, at_most=TOKENS_PER_S_MAX)
+
+
+def _first_token_s(name: str, value: object) -> float:
+    return _number(name, value, at_least=0, at_most=FIRST_TOKEN_MAX_S)
 
 
 def _yes_or_no(name: str, value: object) -> bool:
@@ -142,6 +159,8 @@ CHECKS: Mapping[str, Callable[[str, object], object]] = {
     "speed_up": _pace,
     "zero_latency": _yes_or_no,
     "tokens_mean": _count,
+    "tokens_per_s": _tokens_per_s,
+    "first_token_s": _first_token_s,
     "faults": _probabilities,
     "fault_max_attempt": _count_or_none,
     "requests_per_minute": _count,

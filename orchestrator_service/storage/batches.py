@@ -5,22 +5,31 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, delete, func, insert, select, update
 
 from orchestrator_service.domain.batch import ACTIVE, BatchState
 from orchestrator_service.domain.errors import ParleyError
+from orchestrator_service.domain.outcome import OutcomeState
 from orchestrator_service.storage import events, requests
 from orchestrator_service.storage.rates import PricedAt, keep_rate
 from orchestrator_service.storage.requests import Request
-from orchestrator_service.storage.tables import batches, conversations, holds, labels, specs, tiers
+from orchestrator_service.storage.tables import batches, conversations, estimates, holds, labels, specs, tiers
 from orchestrator_service.storage.writer import Fact, Transaction
 
 VISIBLE: tuple[ColumnElement[bool], ...] = (batches.c.deleted_us.is_(None), batches.c.state != BatchState.PREPARING)
 
-_ONE = select(batches).where(batches.c.id == bindparam("b_id"), *VISIBLE)
+# A batch as it is shown: with what the estimator told of it last.
+_SHOWN = select(
+    batches,
+    estimates.c.forecast,
+    estimates.c.forecast_run,
+    estimates.c.forecast_stale,
+    func.coalesce(estimates.c.refined_quote, "").label("refined_quote"),
+).outerjoin(estimates, estimates.c.batch == batches.c.id)
+_ONE = _SHOWN.where(batches.c.id == bindparam("b_id"), *VISIBLE)
 _TIERS = select(tiers).where(tiers.c.batch == bindparam("b_id")).order_by(tiers.c.position)
 _HOLDS = select(holds).where(holds.c.batch == bindparam("b_id")).order_by(holds.c.created_us, holds.c.reason)
 _LABELS = select(labels).where(labels.c.batch == bindparam("b_id")).order_by(labels.c.key)
@@ -50,6 +59,11 @@ class NewBatch:
     spec: bytes
     # Tier id to its number of conversations, in the spec's order.
     totals: Mapping[str, int]
+    # Tier id to the fingerprint of its prompt.
+    fingerprints: Mapping[str, str] = field(default_factory=dict[str, str])
+    # The contract's Workload, serialized, and the spec's seed: a forecast is asked for with them.
+    workload: bytes = b""
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +113,7 @@ def page(connection: Connection, chosen: Filter, *, before: int | None, size: in
     clauses = chosen.clauses()
     if before is not None:
         clauses.append(batches.c.position < before)
-    statement = select(batches).where(*clauses).order_by(batches.c.position.desc()).limit(size)
+    statement = _SHOWN.where(*clauses).order_by(batches.c.position.desc()).limit(size)
     rows = connection.execute(statement).mappings().all()
     return _with_parts(connection, rows)
 
@@ -120,10 +134,18 @@ def prepare(new: NewBatch) -> Fact[None]:
     def fact(tx: Transaction) -> None:
         tx.connection.execute(insert(batches), {"id": new.id, "state": BatchState.PREPARING, "run": 1, **new.values})
         tx.connection.execute(insert(specs), {"batch": new.id, "spec": new.spec})
+        tx.connection.execute(insert(estimates), _estimate(new))
         if new.values.get("rate") is not None:
             keep_rate(tx, new.values["model"], PricedAt(version=new.values["rate_version"], rate=new.values["rate"]))
         rows = [
-            {"batch": new.id, "tier": tier, "position": position, "total": total, "pending": total}
+            {
+                "batch": new.id,
+                "tier": tier,
+                "position": position,
+                "prompt_fingerprint": new.fingerprints.get(tier, ""),
+                "total": total,
+                "pending": total,
+            }
             for position, (tier, total) in enumerate(new.totals.items())
         ]
         tx.connection.execute(insert(tiers), rows)
@@ -133,6 +155,17 @@ def prepare(new: NewBatch) -> Fact[None]:
             )
 
     return fact
+
+
+def _estimate(new: NewBatch) -> dict[str, Any]:
+    return {
+        "batch": new.id,
+        "workload": new.workload,
+        "seed": new.seed,
+        "quoted_version": new.values.get("rate_version", ""),
+        # Without a quote there is nothing to score.
+        "outcome": OutcomeState.WAITING if new.values.get("quote_name") else OutcomeState.NONE,
+    }
 
 
 def add_rows(rows: Sequence[Mapping[str, Any]]) -> Fact[None]:

@@ -22,10 +22,12 @@ from sqlalchemy import (
 from orchestrator_service.domain.ledger import CallOutcome, CallPurpose, CallState, Usage
 from orchestrator_service.storage import budgets
 from orchestrator_service.storage.rates import PricedAt, keep_rate
-from orchestrator_service.storage.tables import USAGE_COLUMNS, batches, calls, labels
+from orchestrator_service.storage.tables import USAGE_COLUMNS, batches, calls, labels, tiers
 from orchestrator_service.storage.writer import Fact, Transaction
 
 DAY_US = 86_400_000_000
+# What an observation tells beside its call.
+_OF_BATCH = (batches.c.base_url, batches.c.speed_up, batches.c.effort, batches.c.quote_name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +80,17 @@ def spend(connection: Connection, query: SpendQuery) -> Sequence[RowMapping]:
     return connection.execute(statement, execution_options={"compiled_cache": None}).mappings().all()
 
 
-def unobserved(connection: Connection, *, limit: int) -> Sequence[RowMapping]:
-    """Settled calls that the estimator has not got, with what it must know of their batch."""
+def unobserved(connection: Connection, *, limit: int, batch: str = "") -> Sequence[RowMapping]:
+    """Settled calls that the estimator has not got, with what it must know of their batch; of one batch where named."""
+    clauses = [calls.c.observed.is_(False), calls.c.state == CallState.SETTLED]
+    if batch:
+        clauses.append(calls.c.batch == batch)
+    of_tier = and_(tiers.c.batch == calls.c.batch, tiers.c.tier == calls.c.tier)
     statement = (
-        select(calls, batches.c.base_url, batches.c.speed_up)
+        select(calls, *_OF_BATCH, tiers.c.prompt_fingerprint)
         .join(batches, calls.c.batch == batches.c.id)
-        .where(calls.c.observed.is_(False), calls.c.state == CallState.SETTLED)
+        .outerjoin(tiers, of_tier)
+        .where(*clauses)
         .order_by(calls.c.id)
         .limit(limit)
     )

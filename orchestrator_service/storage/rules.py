@@ -20,6 +20,7 @@ from orchestrator_service.storage.tables import (
     calls,
     conversations,
     daily_spend,
+    estimates,
     events,
     holds,
     rates,
@@ -342,7 +343,7 @@ def _call_costs(books: Books) -> Iterator[Difference | Doubt]:
 
 def _deleted(books: Books) -> Iterator[Difference]:
     """A deleted batch keeps its calls and labels, for the sums, and nothing of what was made."""
-    for table in (conversations, texts, events, specs, holds):
+    for table in (conversations, texts, events, specs, estimates, holds):
         yield from _left_over(books, table, table.c.batch)
     of_calls = select(calls.c.batch).where(calls.c.id == answers.c.call).scalar_subquery()
     yield from _left_over(books, answers, of_calls)

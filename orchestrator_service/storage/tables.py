@@ -25,6 +25,7 @@ from orchestrator_service.domain.batch import BatchState, HoldReason
 from orchestrator_service.domain.budget import BudgetScope
 from orchestrator_service.domain.conversation import ConversationState, Review
 from orchestrator_service.domain.ledger import CallOutcome, CallPurpose, CallState
+from orchestrator_service.domain.outcome import OutcomeState
 
 metadata = MetaData()
 
@@ -66,6 +67,8 @@ batches = Table(
     # Raised by every change of settings; with state and run it makes the etag.
     Column("settings_version", Integer, nullable=False, server_default="1"),
     Column("model", String(200), nullable=False),
+    # How hard the model thinks; empty is the provider's default.
+    Column("effort", String(16), nullable=False, server_default=""),
     Column("concurrency", Integer, nullable=False),
     Column("budget_nanos", BigInteger),
     Column("hold_after", Integer),
@@ -130,12 +133,43 @@ specs = Table(
     Column("spec", LargeBinary, nullable=False),
 )
 
+# What a batch and the estimator tell each other. Apart from the batch's row, which every call writes anew.
+estimates = Table(
+    "batch_estimates",
+    metadata,
+    Column("batch", String(32), ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    # The contract's Workload of the whole batch, serialized; the seed is the spec's.
+    Column("workload", LargeBinary, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    # The rate card of the quote.
+    Column("quoted_version", String(64), nullable=False),
+    # The contract's Forecast, serialized, of the run that it was made in; NULL where there never was one.
+    Column("forecast", LargeBinary),
+    Column("forecast_run", Integer),
+    Column("forecast_stale", Boolean, nullable=False, server_default="0"),
+    # The quote of the rest, and the run and number of started conversations at the checkpoint that it was asked for.
+    Column("refined_quote", String(100), nullable=False, server_default=""),
+    Column("refined_at", String(32), nullable=False, server_default=""),
+    # Whether the estimator knows how the first run ended.
+    Column("outcome", String(8), nullable=False),
+    _one_of("outcome", OutcomeState),
+    CheckConstraint("(forecast IS NULL) = (forecast_run IS NULL)", name="forecast_of_a_run"),
+)
+Index(
+    "estimates_untold",
+    estimates.c.batch,
+    sqlite_where=estimates.c.outcome == "WAITING",
+    postgresql_where=estimates.c.outcome == "WAITING",
+)
+
 tiers = Table(
     "batch_tiers",
     metadata,
     Column("batch", String(32), ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
     Column("tier", String(64), primary_key=True),
     Column("position", Integer, nullable=False),
+    # sha256 (hex) of the template, to learn by.
+    Column("prompt_fingerprint", String(64), nullable=False, server_default=""),
     Column("total", Integer, nullable=False),
     *[
         Column(name, Integer, nullable=False, server_default="0")
@@ -303,6 +337,15 @@ events = Table(
     Column("kind", String(32), nullable=False),
     # Its facts as JSON; convert.py makes the contract's message of them.
     Column("detail", Text, nullable=False),
+)
+
+# Few of a log's events: how long a batch ran follows from them, without a look at every conversation's end.
+Index(
+    "events_of_states",
+    events.c.batch,
+    events.c.number,
+    sqlite_where=events.c.kind.in_(("state_changed", "recovered")),
+    postgresql_where=events.c.kind.in_(("state_changed", "recovered")),
 )
 
 requests = Table(

@@ -23,6 +23,7 @@ from orchestrator_service.storage.tables import (
     batches,
     calls,
     conversations,
+    estimates,
     holds,
     labels,
     specs,
@@ -173,7 +174,7 @@ def remove(batch: str, *, etag: str, now_us: int) -> Fact[None]:
             )
         ours = select(calls.c.id).where(calls.c.batch == batch)
         tx.connection.execute(delete(answers).where(answers.c.call.in_(ours)))
-        for table in (texts, conversations, event_log, specs, holds):
+        for table in (texts, conversations, event_log, specs, estimates, holds):
             tx.connection.execute(delete(table).where(table.c.batch == batch))
         values = {"deleted_us": now_us, "display_name": ""}
         tx.connection.execute(update(batches).where(batches.c.id == batch).values(values))
