@@ -334,15 +334,22 @@ class BatchClient:
         return BatchOrchestratorStub(self._channel)
 
 
-def channel_settings(target: str | None, *, token: str | None, tls_ca_file: str | Path | None) -> ChannelSettings:
+def channel_settings(
+    target: str | None,
+    *,
+    token: str | None,
+    tls_ca_file: str | Path | None,
+    setting: str = "PARLEY_ORCHESTRATOR",
+    default: str = TARGET_DEFAULT,
+) -> ChannelSettings:
     """What was given, else what the environment says, else the loopback default."""
     ca_file = tls_ca_file or os.environ.get("PARLEY_TLS_CA")
     return ChannelSettings(
-        target=target or os.environ.get("PARLEY_ORCHESTRATOR") or TARGET_DEFAULT,
+        target=target or os.environ.get(setting) or default,
         token=token or os.environ.get("PARLEY_TOKEN") or None,
         tls_ca_file=Path(ca_file) if ca_file else None,
         allow_insecure=os.environ.get("PARLEY_ALLOW_INSECURE", "").lower() in ("1", "true", "yes"),
-        target_setting="PARLEY_ORCHESTRATOR",
+        target_setting=setting,
     )
 
 

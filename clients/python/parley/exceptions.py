@@ -3,8 +3,8 @@
 ParleyError                 every error of a call; catch this one to catch them all
 ├── InvalidRequest          a field, the spec or a token breaks a rule: correct it (INVALID_ARGUMENT)
 ├── Unauthenticated         the token is missing, unknown or may not do that (UNAUTHENTICATED, PERMISSION_DENIED)
-├── NotFound                no such batch, conversation, call or quote (NOT_FOUND)
-├── Conflict                etag or request_id do not match what the server has (ABORTED, ALREADY_EXISTS)
+├── NotFound                no such batch, conversation, call, quote or outcome (NOT_FOUND)
+├── Conflict                etag, request_id or figures do not match what the server has (ABORTED, ALREADY_EXISTS)
 ├── WrongState              not in this state, or not while a hold stands (FAILED_PRECONDITION)
 │   └── QuoteStale          the quote is stale; `fresh_quote` is the one to look at
 ├── NotBuilt                in the contract, not served yet (UNIMPLEMENTED)
@@ -71,11 +71,11 @@ class Unauthenticated(ParleyError):
 
 
 class NotFound(ParleyError):
-    """There is no such batch, conversation, call or quote."""
+    """There is no such batch, conversation, call or quote, or nothing is known yet of what became of it."""
 
 
 class Conflict(ParleyError):
-    """The etag or request_id does not match what the server has."""
+    """The etag, request_id or figures do not match what the server has."""
 
 
 class WrongState(ParleyError):

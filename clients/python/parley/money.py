@@ -74,3 +74,18 @@ def show_nanos(nanos: int) -> str:
         return f"{sign}<$0.0001"
     places = 4 if 0 < size < CENTS_TOO_COARSE_NANOS else 2
     return f"{sign}${Decimal(size).scaleb(-9):,.{places}f}"
+
+
+def show_change(nanos: int) -> str:
+    """+$0.13, -$0.13, $0.00: a difference, with its sign."""
+    return show_changes([nanos])[0]
+
+
+def show_changes(column: Sequence[int]) -> list[str]:
+    """Differences that stand below one another, each with its sign."""
+    sizes = show_column([abs(nanos) for nanos in column])
+    return [f"{_sign(nanos)}{size}" for nanos, size in zip(column, sizes, strict=True)]
+
+
+def _sign(nanos: int) -> str:
+    return "+" if nanos > 0 else "-" if nanos < 0 else ""

@@ -40,6 +40,11 @@ def batch_name(name: str) -> str:
     return name if name.startswith("batches/") else f"batches/{name}"
 
 
+def quote_name(name: str) -> str:
+    """quotes/x from quotes/x or the bare x."""
+    return name if name.startswith("quotes/") else f"quotes/{name}"
+
+
 def conversation_name(name: str, number: int) -> str:
     return f"{batch_name(name)}/conversations/{number}"
 
@@ -110,8 +115,7 @@ def list_calls(name: str, page_token: str, page_size: int) -> orchestrator_pb2.L
 
 
 def settle_call(name: str, cost: Decimal | money_pb2.Money | None, note: str) -> orchestrator_pb2.SettleCallRequest:
-    given = money.from_decimal(cost) if isinstance(cost, Decimal) else cost
-    return orchestrator_pb2.SettleCallRequest(name=call_name(name), cost=given, note=note)
+    return orchestrator_pb2.SettleCallRequest(name=call_name(name), cost=amount(cost), note=note)
 
 
 def export_dataset(
@@ -136,8 +140,8 @@ def get_spend(
     batch: str,
 ) -> orchestrator_pb2.GetSpendRequest:
     return orchestrator_pb2.GetSpendRequest(
-        start_time=_timestamp(start),
-        end_time=_timestamp(end),
+        start_time=timestamp(start),
+        end_time=timestamp(end),
         group_by=group_by,
         label_key=label_key,
         owner=owner,
@@ -145,7 +149,11 @@ def get_spend(
     )
 
 
-def _timestamp(at: datetime | None) -> timestamp_pb2.Timestamp | None:
+def amount(dollars: Decimal | money_pb2.Money | None) -> money_pb2.Money | None:
+    return money.from_decimal(dollars) if isinstance(dollars, Decimal) else dollars
+
+
+def timestamp(at: datetime | None) -> timestamp_pb2.Timestamp | None:
     if at is None:
         return None
     if at.tzinfo is None:

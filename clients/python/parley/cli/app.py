@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from parley.cli.arguments import hoisted
+
 if TYPE_CHECKING:
     from parley.cli.session import Session
 
 EPILOG = """\b
---server, --token and --json work before and after every command.
+--server, --estimator, --token and --json work before and after every command.
 
 \b
 Environment:
   PARLEY_ORCHESTRATOR  the server (127.0.0.1:7460)
-  PARLEY_TOKEN         its bearer token
+  PARLEY_ESTIMATOR     the estimator (127.0.0.1:7461), for `accuracy` and `history`
+  PARLEY_TOKEN         their bearer token; the estimator's own is in PARLEY_ESTIMATOR_TOKEN
   PARLEY_TLS_CA        the certificate authority of a server with TLS
   PARLEY_HOME          where `parley up` keeps logs and data (./var)
 
@@ -51,10 +54,6 @@ SpecPath = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="the spec fi
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="may be given many times")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="start without a question, whatever it costs")]
 
-# These stand anywhere on the line; the parser knows them only before the command.
-HOISTED_FLAGS = ("--json",)
-HOISTED_OPTIONS = ("--server", "--token")
-
 
 def main() -> NoReturn:
     try:
@@ -66,36 +65,18 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def hoisted(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the options of all commands moved to the front."""
-    front: list[str] = []
-    rest: list[str] = []
-    waiting = list(arguments)
-    while waiting:
-        argument = waiting.pop(0)
-        if argument == "--":
-            return [*front, *rest, argument, *waiting]
-        if argument in HOISTED_FLAGS or argument.startswith(tuple(f"{option}=" for option in HOISTED_OPTIONS)):
-            front.append(argument)
-        elif argument in HOISTED_OPTIONS:
-            front += [argument, *waiting[:1]]
-            del waiting[:1]
-        else:
-            rest.append(argument)
-    return [*front, *rest]
-
-
 @app.callback()
 def options(
     context: typer.Context,
     server: Annotated[str | None, typer.Option(help="host:port of the orchestrator")] = None,
+    estimator: Annotated[str | None, typer.Option(help="host:port of the estimator")] = None,
     token: Annotated[str | None, typer.Option(help="bearer token; better in PARLEY_TOKEN")] = None,
     json: Annotated[bool, typer.Option("--json", help="proto3 JSON, one message a line")] = False,
 ) -> None:
     from parley.cli.output import new_output
     from parley.cli.session import Session
 
-    context.obj = Session(new_output(as_json=json), server, token)
+    context.obj = Session(new_output(as_json=json), server, token, estimator)
 
 
 def run(context: typer.Context, command: Callable[[Session], Coroutine[Any, Any, int]]) -> NoReturn:
@@ -380,6 +361,40 @@ def spend(
 
 
 @app.command()
+def accuracy(
+    context: typer.Context,
+    quote: Annotated[
+        str | None, typer.Argument(metavar="QUOTE", help="quotes/x or batches/x: what became of that one")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="model, tier or month; may be combined, as in tier,month")
+    ] = None,
+    since: Annotated[str, typer.Option(metavar="DATE", help="only batches that ended from then on (UTC)")] = "",
+) -> None:
+    """Say how good past quotes were.
+
+    As a table and a plot of the newest batches; or compare one quote with what happened, by cause.
+    """
+    from parley.cli import accuracy
+
+    run(context, lambda session: accuracy.accuracy(session, quote, by=by or (), since=since))
+
+
+@app.command()
+def history(
+    context: typer.Context,
+    model: Annotated[list[str] | None, typer.Option(help="only calls of this model; may be given many times")] = None,
+) -> None:
+    """Show what calls took so far, by tier and model.
+
+    Tokens, seconds at real speed, failures, and how far batches differ.
+    """
+    from parley.cli import history
+
+    run(context, lambda session: history.history(session, models=model or ()))
+
+
+@app.command()
 def up(context: typer.Context) -> None:
     """Start both services on this machine.
 
@@ -387,7 +402,7 @@ def up(context: typer.Context) -> None:
     """
     from parley.cli import services
 
-    run_here(context, lambda session: services.up_command(session.output, called_target=session.target))
+    run_here(context, lambda session: services.up_command(session.output, called=session.targets))
 
 
 @app.command()

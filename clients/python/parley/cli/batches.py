@@ -10,7 +10,7 @@ from google.protobuf.descriptor import EnumDescriptor
 from rich.text import Text
 
 from parley import money, requests
-from parley.cli import calls, holds, progress, starting, words
+from parley.cli import calls, forecasts, holds, progress, starting, words
 from parley.cli.failures import BAD_USAGE, OK, CommandError
 from parley.cli.output import Output
 from parley.cli.session import Session
@@ -22,7 +22,7 @@ from parley.wire import clock
 LISTED_MAX = 100
 TROUBLES_MAX = 50
 # On a terminal the panel says these already.
-SHOWN_ABOVE = {"title", "state", "done", "possibly", "waits", "budget"}
+SHOWN_ABOVE = {"title", "state", "done", "possibly", "waits", "budget", "projected", "left", "pilot"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +154,14 @@ def _facts(batch: batch_pb2.Batch) -> list[tuple[str, str]]:
         ("usable", f"{counts.deliverable} of {counts.generated} generated"),
         ("spent", f"{money.show(spend.confirmed)} for {spend.calls_settled} calls"),
         ("possibly", _possibly(batch)),
+        ("projected", forecasts.projected(batch).removeprefix("projected ")),
+        ("left", forecasts.time_left(batch)),
+        ("pilot", forecasts.rest(batch)),
+        ("forecast", f"rests on {batch.forecast.basis}" if batch.forecast.basis else ""),
         ("waits", words.waiting(batch)),
-        ("budget", money.show(batch.budget) if batch.HasField("budget") else "no limit"),
+        ("budget", forecasts.budget(batch).removeprefix("budget ") or "no limit"),
+        ("quote", batch.quote),
+        ("refined", f"{batch.refined_quote} (of the rest)" if batch.refined_quote else ""),
         ("model", batch.model),
         ("concurrency", str(batch.concurrency)),
         ("owner", batch.owner),
@@ -269,6 +275,8 @@ def told(session: Session, batch: batch_pb2.Batch) -> int:
     elif output.live:
         output.show(Text(progress.summary(batch)))
         for line in (line for hold in batch.holds for line in progress.held(batch, hold, now)):
+            output.show(line)
+        for line in progress.pilot(batch):
             output.show(line)
     else:
         output.text(progress.summary(batch))

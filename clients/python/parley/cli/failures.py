@@ -78,6 +78,14 @@ def as_command_error(error: Exception, *, server: str) -> CommandError:
             return CommandError(str(error), exit_code=BAD_USAGE)
 
 
+def no_estimator(target: str) -> CommandError:
+    return CommandError(
+        f"No estimator answers at {target}.",
+        exit_code=UNAVAILABLE,
+        next_step="Start it with `parley up`, or name another one with --estimator or PARLEY_ESTIMATOR.",
+    )
+
+
 def show(output: Output, error: CommandError) -> None:
     if output.as_json:
         output.err.file.write(json_line(_as_json(error)) + "\n")

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -98,6 +99,22 @@ class Output:
             self.show(Segments([*line, Segment.line()]))
             if row[-1]:
                 self.show(Padding(Text(row[-1], style="dim"), (0, 0, 0, NOTE_INDENT)))
+
+    def grouped_table(
+        self, columns: Sequence[str], groups: Sequence[tuple[Text, Sequence[Sequence[str]]]], *, right: Sequence[str]
+    ) -> None:
+        """For a terminal: tables beneath headings, with one header and columns of the same width."""
+        rows = [[_unbroken(cell) for cell in row] for _, group in groups for row in group]
+        made = table(columns, rows, right=right)
+        for column in made.columns:
+            column.no_wrap = True
+        header, *lines = self.out.render_lines(made, pad=False)
+        self.show(Segments([*header, Segment.line()]))
+        waiting = iter(lines)
+        for heading, group in groups:
+            self.show(heading)
+            for line in islice(waiting, len(group)):
+                self.show(Segments([*line, Segment.line()]))
 
 
 def new_output(*, as_json: bool) -> Output:

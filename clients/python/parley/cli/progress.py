@@ -15,16 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from parley import money
-from parley.cli import calls, holds, words
+from parley.cli import calls, forecasts, holds, words
 from parley.cli.output import Output, table
 from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 from parley.wire import clock
 
 PLAIN_EVERY_S = 3.0
 NAME_MIN = 8
+# Below, the range of the time left has no room beside the bar.
+RANGED_WIDTH_MIN = 72
 EVENTS_SHOWN = 5
 # Told also in a pipe, and not at once driven off a terminal by the conversations that end meanwhile.
-NOTABLE = {"budget_mark", "rates_changed", "call_settled", "recovered"}
+NOTABLE = {"budget_mark", "rates_changed", "call_settled", "recovered", "quote_refined"}
 NOTABLE_KEPT = 2
 STATE_STYLES = {
     batch_pb2.BATCH_STATE_RUNNING: "cyan",
@@ -101,6 +103,7 @@ class PlainProgress:
         self._utc_now = utc_now
         self._told: tuple[object, ...] | None = None
         self._told_at_s = 0.0
+        self._rest = ""
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +127,10 @@ class PlainProgress:
         if changed != self._told:
             for hold in message.batch.holds:
                 self._output.text(f"held     {holds.line(message.batch, hold, self._utc_now())}")
+        rest = forecasts.rest(message.batch)
+        if rest and rest != self._rest:
+            self._output.text(f"pilot    {rest}")
+        self._rest = rest
         self._told, self._told_at_s = changed, now_s
 
 
@@ -165,19 +172,13 @@ def summary(batch: batch_pb2.Batch) -> str:
     ]
     if possibly := words.possibly_spent(batch.spend):
         parts.append(f"possibly spent {possibly}")
-    if batch.HasField("forecast"):
-        parts.append(f"projected {money.show(batch.forecast.projected_cost)}")
-    if (left := _left(batch)) is not None:
+    if projected := forecasts.projected(batch):
+        parts.append(projected)
+    if left := forecasts.time_left(batch):
         parts.append(f"left {left}")
     if waiting := words.waiting(batch):
         parts.append(waiting)
     return "  ".join(parts)
-
-
-def _left(batch: batch_pb2.Batch) -> str | None:
-    if batch.state not in words.UNDER_WAY or not batch.HasField("forecast"):
-        return None
-    return words.clock_time(words.seconds(batch.forecast.time_left))
 
 
 def panel(
@@ -186,12 +187,13 @@ def panel(
     parts: list[RenderableType] = [
         _title(batch, width=width),
         _bar(batch, width=width),
-        _money(batch),
+        *_money(batch, width=width),
         Text(),
         tiers(batch),
     ]
     for hold in batch.holds:
         parts += [Text(), *held(batch, hold, now)]
+    parts += pilot(batch)
     if possibly := words.possibly_spent(batch.spend):
         told = Text.assemble(("possibly spent: ", "bold yellow"), possibly, " whose outcome nobody saw")
         parts += [Text(), told, Text(f"next: {calls.look_command(batch.name)}, then parley settle")]
@@ -225,23 +227,30 @@ def _bar(batch: batch_pb2.Batch, *, width: int) -> RenderableType:
     grid = Table.grid(padding=(0, 2, 0, 0))
     cancelled = f"  {counts.cancelled} cancelled" if counts.cancelled else ""
     facts = f"{done}/{counts.total}  {counts.failed} failed{cancelled}  {counts.in_flight} in flight"
-    if (left := _left(batch)) is not None:
-        facts += f"  {left} left"
+    if left := forecasts.left(batch, ranged=width >= RANGED_WIDTH_MIN):
+        facts += f"  {left}"
     bar = ProgressBar(total=max(1, counts.total), completed=done, width=max(10, min(40, width - len(facts) - 4)))
     grid.add_row(bar, Text(facts, no_wrap=True))
     return grid
 
 
-def _money(batch: batch_pb2.Batch) -> Text:
-    parts = [f"spent {money.show(batch.spend.confirmed)}"]
-    if batch.HasField("forecast"):
-        stale = " (last known)" if batch.forecast.stale else ""
-        parts.append(f"projected {money.show(batch.forecast.projected_cost)}{stale}")
-    if batch.HasField("quoted_cost"):
-        parts.append(f"quoted {money.show(batch.quoted_cost)}")
-    if batch.HasField("budget"):
-        parts.append(f"budget {money.show(batch.budget)}")
-    return Text("  ".join(parts))
+def _money(batch: batch_pb2.Batch, *, width: int) -> list[Text]:
+    """On as many lines as it takes, for an amount is never torn from its word."""
+    quoted = f"quoted {money.show(batch.quoted_cost)}" if batch.HasField("quoted_cost") else ""
+    parts = (f"spent {money.show(batch.spend.confirmed)}", forecasts.projected(batch), quoted, forecasts.budget(batch))
+    lines: list[str] = []
+    for part in filter(None, parts):
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return [Text(line) for line in lines]
+
+
+def pilot(batch: batch_pb2.Batch) -> list[Text]:
+    """What the rest is expected to take, where a pilot has told; empty elsewhere."""
+    rest = forecasts.rest(batch)
+    return [Text.assemble(("pilot: ", "bold cyan"), rest)] if rest else []
 
 
 def tiers(batch: batch_pb2.Batch) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from parley.v1 import orchestrator_pb2, quote_pb2
 
 # A small tier misses many; a list of them all tells nothing.
 MISSED_NAMED_MAX = 3
+TIER_COLUMNS = ("tier", "conversations", "cost", "8 in 10", "tokens", "a call")
 
 
 async def quote(session: Session, path: Path, *, prompts: int) -> int:
@@ -72,7 +73,7 @@ def panel(quoted: orchestrator_pb2.QuoteBatchResponse, name: str) -> RenderableT
     grid.add_column()
     for label, text in _facts(quoted):
         grid.add_row(label, text)
-    parts: list[RenderableType] = [_tiers(quoted), Text(), grid]
+    parts: list[RenderableType] = [_tiers(quote), Text(), grid]
     parts += [Text(f"! {warning.message}", style="yellow") for warning in quote.warnings]
     return Panel.fit(
         Group(*parts), title=Text(f"Quote for {name}"), title_align="left", border_style="dim", padding=(0, 2)
@@ -81,30 +82,70 @@ def panel(quoted: orchestrator_pb2.QuoteBatchResponse, name: str) -> RenderableT
 
 def _facts(quoted: orchestrator_pb2.QuoteBatchResponse) -> Iterator[tuple[str, RenderableType]]:
     quote = quoted.quote
-    yield (
-        "cost",
-        Text.assemble(
-            (money.show(quote.cost.mean), "bold"),
-            f"   8 in 10: {words.cost_at(quote.cost, 0.1)} to {words.cost_at(quote.cost, 0.9)}",
-        ),
-    )
+    yield "cost", Text.assemble((money.show(quote.cost.mean), "bold"), f"   8 in 10: {cost_range(quote.cost)}")
+    yield "", Text(f"within 10 % of that with a probability of {_near_cost(quote)}")
     if quote.HasField("probability_within_budget"):
-        budget = money.show(quote.workload.budget)
-        yield "budget", Text(f"{budget}, kept with a probability of {words.share(quote.probability_within_budget)}")
-    yield (
-        "time",
-        Text.assemble(
-            (words.span(words.seconds(quote.time.mean)), "bold"),
-            f"   8 in 10: {words.time_at(quote.time, 0.1)} to {words.time_at(quote.time, 0.9)}",
-        ),
-    )
+        yield "budget", Text(f"{money.show(quote.workload.budget)}, kept with a probability of {_in_budget(quote)}")
+    mean = words.span(words.seconds(quote.time.mean))
+    yield "time", Text.assemble((mean, "bold"), f"   8 in 10: {time_range(quote.time)}")
+    yield "", Text(f"within 20 % of that with a probability of {_near_time(quote)}")
     if quoted.provider.sandbox:
         yield "", Text(_sandbox(quoted))
     yield "model", Text(f"{quoted.model} at {quoted.provider.base_url}, {quoted.concurrency} calls at a time")
-    yield "rests on", Text(quote.basis.text or f"{quote.basis.observations} observations")
+    yield "rests on", Text(basis(quote.basis))
+    for group, text in _bases(quote):
+        yield "", Text(f"{group}: {text}")
+    if calibration := _calibration(quote):
+        yield "ranges", Text(calibration)
     if coverage := _coverage(quoted):
         yield "coverage", Text(coverage)
     yield "quote", Text(words.bare_id(quote.name), style="dim")
+
+
+def cost_range(cost: quote_pb2.CostRange) -> str:
+    """P10 to P90."""
+    return f"{words.cost_at(cost, 0.1)} to {words.cost_at(cost, 0.9)}"
+
+
+def time_range(time: quote_pb2.TimeRange) -> str:
+    """P10 to P90."""
+    return f"{words.time_at(time, 0.1)} to {words.time_at(time, 0.9)}"
+
+
+def _near_cost(quote: quote_pb2.Quote) -> str:
+    return words.share(quote.probability_cost_within_10_percent)
+
+
+def _near_time(quote: quote_pb2.Quote) -> str:
+    return words.share(quote.probability_time_within_20_percent)
+
+
+def _in_budget(quote: quote_pb2.Quote) -> str:
+    return words.share(quote.probability_within_budget)
+
+
+def basis(basis: quote_pb2.Basis) -> str:
+    """What figures rest on, in the estimator's words where it has some."""
+    if basis.text:
+        return basis.text
+    calls = words.counted(basis.observations, "observed call")
+    if basis.source == quote_pb2.Basis.SOURCE_PILOT:
+        return f"the pilot of this batch, {calls}"
+    return "built-in prior" if basis.source == quote_pb2.Basis.SOURCE_PRIOR else calls
+
+
+def _bases(quote: quote_pb2.Quote) -> list[tuple[str, str]]:
+    """What each group rests on, where they differ."""
+    names = group_names(quote)
+    texts = [(names[group.group], basis(group.basis)) for group in quote.groups]
+    return texts if len({text for _, text in texts}) > 1 else []
+
+
+def _calibration(quote: quote_pb2.Quote) -> str:
+    """Empty where the record of past quotes left the ranges as they were."""
+    factors = (("cost", quote.cost_calibration), ("time", quote.time_calibration))
+    moved = [f"{of} {factor:.2f} x as wide" for of, factor in factors if factor and abs(factor - 1) >= 0.005]
+    return f"{', '.join(moved)}, by the record of past quotes" if moved else ""
 
 
 def _sandbox(quoted: orchestrator_pb2.QuoteBatchResponse) -> str:
@@ -113,24 +154,35 @@ def _sandbox(quoted: orchestrator_pb2.QuoteBatchResponse) -> str:
     return f"{real}the sandbox runs {words.times(quoted.provider.speed_up)} as fast and bills nothing"
 
 
-def _tiers(quoted: orchestrator_pb2.QuoteBatchResponse) -> Table:
-    costs = _cost_by_tier(quoted.quote)
-    rows = [(tier.tier, tier.counts.total, costs.get(tier.tier, 0)) for tier in quoted.tiers]
-    if len(rows) > 1:
-        rows.append(("all", sum(count for _, count, _ in rows), money.to_nanos(quoted.quote.cost.mean)))
-    shown = money.show_column([nanos for _, _, nanos in rows])
-    columns = ("tier", "conversations", "expected cost")
-    cells = [(tier, count, cost) for (tier, count, _), cost in zip(rows, shown, strict=True)]
-    return table(columns, cells, right=columns[1:])
+def _tiers(quote: quote_pb2.Quote) -> Table:
+    names = group_names(quote)
+    costs = [money.to_nanos(group.cost.mean) for group in quote.groups]
+    # Expected values add up, whatever they depend on; quantiles do not, so the whole has its own.
+    whole = [money.to_nanos(quote.cost.mean)] if len(costs) > 1 else []
+    shown = money.show_column([*costs, *whole])
+    rows = [
+        (
+            names[group.group],
+            f"{group.count:,}",
+            cost,
+            cost_range(group.cost),
+            f"{group.output_tokens_mean:,.0f}",
+            words.span(words.seconds(group.call_duration_mean)),
+        )
+        for group, cost in zip(quote.groups, shown, strict=False)
+    ]
+    if whole:
+        count = sum(group.count for group in quote.groups)
+        rows.append(("all", f"{count:,}", shown[-1], cost_range(quote.cost), "", ""))
+    return table(TIER_COLUMNS, rows, right=TIER_COLUMNS[1:])
 
 
-def _cost_by_tier(quote: quote_pb2.Quote) -> dict[str, int]:
-    tier_of = {group.id: group.tier for group in quote.workload.groups}
-    costs: defaultdict[str, int] = defaultdict(int)
-    for group in quote.groups:
-        # Expected values add up, whatever they depend on; quantiles would not.
-        costs[tier_of.get(group.group, group.group)] += money.to_nanos(group.cost.mean)
-    return dict(costs)
+def group_names(quote: quote_pb2.Quote) -> dict[str, str]:
+    """Groups by id, as people know them: by tier, and by id as well where a tier has several."""
+    tiers = {group.id: group.tier for group in quote.workload.groups}
+    several = Counter(tiers.values())
+    names = {id: tier if several[tier] == 1 else f"{tier} {id}" for id, tier in tiers.items()}
+    return {group.group: names.get(group.group, group.group) for group in quote.groups}
 
 
 def _coverage(quoted: orchestrator_pb2.QuoteBatchResponse) -> str:
@@ -147,23 +199,42 @@ def _coverage(quoted: orchestrator_pb2.QuoteBatchResponse) -> str:
 
 def lines(quoted: orchestrator_pb2.QuoteBatchResponse) -> Iterator[tuple[object, ...]]:
     """The same for a pipe: a word, then its values."""
-    costs = _cost_by_tier(quoted.quote)
-    for tier in quoted.tiers:
-        yield "tier", tier.tier, tier.counts.total, money.show_nanos(costs.get(tier.tier, 0))
     if quoted.HasField("quote"):
-        cost, time = quoted.quote.cost, quoted.quote.time
-        yield "cost", money.show(cost.mean), "p10", words.cost_at(cost, 0.1), "p90", words.cost_at(cost, 0.9)
-        mean = words.span(words.seconds(time.mean))
-        yield "time", mean, "p10", words.time_at(time, 0.1), "p90", words.time_at(time, 0.9)
-        if quoted.provider.sandbox:
-            yield "sandbox", _sandbox(quoted)
-        for warning in quoted.quote.warnings:
-            yield "warning", "quote", warning.message
+        yield from _quote_lines(quoted)
+    else:
+        for tier in quoted.tiers:
+            yield "tier", tier.tier, tier.counts.total
     yield "model", quoted.model, quoted.provider.base_url, f"{quoted.concurrency} at a time"
     if coverage := _coverage(quoted):
         yield "coverage", coverage
     if quoted.HasField("quote"):
         yield "quote", quoted.quote.name
+
+
+def _quote_lines(quoted: orchestrator_pb2.QuoteBatchResponse) -> Iterator[tuple[object, ...]]:
+    quote = quoted.quote
+    names = group_names(quote)
+    for group in quote.groups:
+        yield "tier", names[group.group], group.count, money.show(group.cost.mean), *_ends(group.cost)
+    yield "cost", money.show(quote.cost.mean), *_ends(quote.cost), "within 10 %", _near_cost(quote)
+    if quote.HasField("probability_within_budget"):
+        yield "budget", money.show(quote.workload.budget), "kept", _in_budget(quote)
+    time = quote.time
+    ends = ("p10", words.time_at(time, 0.1), "p90", words.time_at(time, 0.9))
+    yield "time", words.span(words.seconds(time.mean)), *ends, "within 20 %", _near_time(quote)
+    if quoted.provider.sandbox:
+        yield "sandbox", _sandbox(quoted)
+    yield "rests on", basis(quote.basis)
+    for group, text in _bases(quote):
+        yield "rests on", text, group
+    if calibration := _calibration(quote):
+        yield "ranges", calibration
+    for warning in quote.warnings:
+        yield "warning", "quote", warning.message
+
+
+def _ends(cost: quote_pb2.CostRange) -> tuple[str, ...]:
+    return "p10", words.cost_at(cost, 0.1), "p90", words.cost_at(cost, 0.9)
 
 
 def show_prompts(output: Output, quoted: orchestrator_pb2.QuoteBatchResponse) -> None:

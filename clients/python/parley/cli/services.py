@@ -58,12 +58,13 @@ class Running:
     pid: int | None
 
 
-def up_command(output: Output, *, called_target: str) -> int:
+def up_command(output: Output, *, called: Mapping[str, str]) -> int:
     up(output)
     if not output.as_json:
         output.note(f"logs in {home()}; stop with: parley down")
-        if called_target != target():
-            output.note(f"next: export PARLEY_ORCHESTRATOR={target()}   (this command calls {called_target} so far)")
+        for variable, started in (("PARLEY_ORCHESTRATOR", target()), ("PARLEY_ESTIMATOR", _target("estimator"))):
+            if called[variable] != started:
+                output.note(f"next: export {variable}={started}   (this command calls {called[variable]} so far)")
     return OK
 
 

@@ -90,6 +90,25 @@ def span(total_s: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def span_between(low_s: float, high_s: float) -> str:
+    """11 to 14 min, 50 s to 1:58 min: the unit once where both have the same."""
+    low, high = span(low_s), span(high_s)
+    figure, _, unit = low.rpartition(" ")
+    once = " h " not in low + high and unit == high.rpartition(" ")[2]
+    return f"{figure if once else low} to {high}"
+
+
+def span_change(difference_s: float) -> str:
+    """+20 s, -1:58 min: a difference, with its sign."""
+    if abs(difference_s) < 0.05:
+        return "0 s"
+    return f"{'+' if difference_s > 0 else '-'}{span(abs(difference_s))}"
+
+
+def day(at: timestamp_pb2.Timestamp) -> str:
+    return at.ToDatetime().strftime("%Y-%m-%d") if at.seconds else ""
+
+
 def day_and_time(at: timestamp_pb2.Timestamp) -> str:
     return at.ToDatetime().strftime("%Y-%m-%d %H:%M") if at.seconds else ""
 
@@ -140,19 +159,45 @@ def share(of_one: float) -> str:
     return "under 1 %" if of_one < 0.01 else f"{100 * of_one:.0f} %"
 
 
+def percent(of_one: float, *, places: int = 0, signed: bool = False) -> str:
+    """92 %, +1.2 %: of what was counted, where all is all."""
+    figure = 100 * of_one
+    return f"{figure:+z,.{places}f} %" if signed else f"{figure:z,.{places}f} %"
+
+
+def figure(value: float) -> str:
+    """2,312 and 62.1: as many places as tell something."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
 def done(counts: batch_pb2.Counts) -> int:
     """Conversations that were made or given up; a cancelled one is neither."""
     return counts.generated + counts.failed
 
 
 def cost_at(cost: quote_pb2.CostRange, p: float) -> str:
-    found = next((quantile.value for quantile in cost.quantiles if abs(quantile.p - p) < 1e-6), None)
-    return money.show(found) if found is not None else "?"
+    found = cost_quantile(cost, p)
+    return money.show_nanos(found) if found is not None else "?"
+
+
+def cost_quantile(cost: quote_pb2.CostRange, p: float) -> int | None:
+    """In nanos; None where the range does not say."""
+    return next((money.to_nanos(each.value) for each in cost.quantiles if abs(each.p - p) < 1e-6), None)
 
 
 def time_at(time: quote_pb2.TimeRange, p: float) -> str:
-    found = next((quantile.value for quantile in time.quantiles if abs(quantile.p - p) < 1e-6), None)
-    return span(seconds(found)) if found is not None else "?"
+    found = time_quantile(time, p)
+    return span(found) if found is not None else "?"
+
+
+def time_quantile(time: quote_pb2.TimeRange, p: float) -> float | None:
+    """In seconds; None where the range does not say."""
+    return next((seconds(each.value) for each in time.quantiles if abs(each.p - p) < 1e-6), None)
+
+
+def cost_between(low_nanos: int, high_nanos: int) -> str:
+    """$2.31 to 2.47."""
+    return f"{money.show_nanos(low_nanos)} to {money.show_nanos(high_nanos).removeprefix('$')}"
 
 
 def event(logged: batch_pb2.BatchEvent) -> str:
@@ -181,6 +226,8 @@ def event(logged: batch_pb2.BatchEvent) -> str:
             return _call_settled(detail)
         case batch_pb2.RatesChanged():
             return f"prices changed to version {detail.rate_version}"
+        case batch_pb2.QuoteRefined():
+            return _quote_refined(detail)
         case Message() | None:
             return UNKNOWN_EVENT
         case _:
@@ -192,6 +239,15 @@ def _conversation_ended(ended: batch_pb2.ConversationEnded) -> str:
     if ended.state == conversation_pb2.CONVERSATION_STATE_FAILED:
         return f"{about} failed: {failure_reason(ended.failure.reason)}: {ended.failure.message}"
     return f"{about} {review(ended.review) or 'generated'} {money.show(ended.cost)}"
+
+
+def _quote_refined(refined: batch_pb2.QuoteRefined) -> str:
+    cost = f"{money.show(refined.projected_cost)} in all"
+    if refined.HasField("projected_cost_p10") and refined.HasField("projected_cost_p90"):
+        low, high = money.to_nanos(refined.projected_cost_p10), money.to_nanos(refined.projected_cost_p90)
+        cost += f" ({cost_between(low, high)})"
+    left = f", {span(seconds(refined.time_left))} to go" if refined.HasField("time_left") else ""
+    return f"quote refined after {refined.made:,}: {cost}{left}"
 
 
 def _recovered(recovered: batch_pb2.Recovered) -> str:

@@ -43,6 +43,9 @@ SERVER_OPTIONS: tuple[tuple[str, int | str], ...] = (
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     *_SHARED,
     ("grpc.http2.max_pings_without_data", 0),
+    # A server that comes back is found within seconds; the library would wait up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.enable_retries", 1),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
 )
