@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -62,8 +62,10 @@ def table(figures: Sequence[Figure]) -> str:
     )
 
 
-def as_json(figures: Sequence[Figure]) -> str:
-    return json.dumps([asdict(figure) | {"verdict": figure.verdict} for figure in figures], indent=2)
+def as_json(figures: Sequence[Figure], *, more: Sequence[Mapping[str, object]] = ()) -> str:
+    """`more`: what belongs to the figures, each with a name as they have."""
+    told = [asdict(figure) | {"verdict": figure.verdict} for figure in figures]
+    return json.dumps([*told, *more], indent=2)
 
 
 def _shown(measured: float) -> str:
