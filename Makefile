@@ -47,8 +47,10 @@ check-rest: $(READY)
 	@$(BIN)/python protos/generate.py --image build/contract.binpb
 	@$(BIN)/buf lint build/contract.binpb --config buf.yaml
 	@$(BIN)/buf breaking build/contract.binpb --against protos/released.binpb --config buf.yaml
-	@$(BIN)/coverage run --data-file build/.coverage -m pytest -q tests/unit
-	@$(BIN)/coverage report --data-file build/.coverage --skip-covered
+	@rm -f build/.coverage*
+	@COVERAGE_FILE=build/.coverage $(BIN)/coverage run -m pytest -q -n 2 tests/unit
+	@COVERAGE_FILE=build/.coverage $(BIN)/coverage combine --quiet
+	@COVERAGE_FILE=build/.coverage $(BIN)/coverage report --skip-covered
 
 bench: $(READY) ## measure against a plain script, on the same sandbox, in the same run
 	@$(BIN)/python -m benchmarks

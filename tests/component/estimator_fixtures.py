@@ -23,6 +23,7 @@ from estimator_service.config import PRICES_FILE
 from estimator_service.domain.rate_file import parse_rates
 from estimator_service.service import Estimator
 from estimator_service.storage.database import open_database
+from estimator_service.workers import Workers
 
 MODEL = "claude-sonnet-5"
 TIERS = ("template", "scenario", "edge_case")
@@ -64,8 +65,8 @@ async def estimator(
     clock = clock or SteppedClock()
     table = parse_rates(rates or PRICES_FILE.read_text("utf-8"))
     server = Server(ServerSettings(listen="127.0.0.1:0", tokens_file=tokens_file), service_names=[SERVICE_NAME])
-    async with open_database(database) as opened:
-        api = EstimatorApi(Estimator(opened, table, now=clock.now))
+    async with open_database(database) as opened, Workers() as workers:
+        api = EstimatorApi(Estimator(opened, table, workers=workers, now=clock.now))
         estimator_pb2_grpc.add_BatchEstimatorServicer_to_server(api, server.aio)
         await server.start()
         await server.serving()

@@ -1,17 +1,17 @@
-"""RecordObservations, ListRates and what is not built, over gRPC."""
+"""What a quote learns from observations, and ListRates, over gRPC."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-import grpc
 import pytest
 from estimator_fixtures import MODEL, ask, estimator, observed, record
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from parley import money
 from parley.v1 import conversation_pb2, estimator_pb2, quote_pb2
+
+from estimator_service.config import PRICES_FILE
 
 pytestmark = pytest.mark.anyio
 
@@ -43,21 +43,18 @@ async def test_answered_calls_move_tokens_and_speed_of_the_next_quote(tmp_path: 
         await served.stub.RecordObservations(record(*calls))
         made = await served.stub.CreateQuote(ask(tiers=TEMPLATE))
     (group,) = made.groups
-    assert math.isclose(group.output_tokens_mean, 2_000 / 0.97)
-    assert math.isclose(group.call_duration_mean.ToTimedelta().total_seconds(), 1 + 2_000 / 68, rel_tol=0.01)
-    assert group.basis.text == "prior, moved by tokens of 10 calls and speed of 10 calls"
+    assert 950 < group.output_tokens_mean < 1_300
+    assert 10 < group.call_duration_mean.ToTimedelta().total_seconds() < 15
+    assert group.basis.text == "10 calls"
 
 
 @pytest.mark.parametrize(
     "calls",
     [
-        [observed(n, provider=PROVIDER, outcome=conversation_pb2.CALL_OUTCOME_CUT) for n in range(20)],
-        [observed(n, provider=PROVIDER, outcome=conversation_pb2.CALL_OUTCOME_REFUSED) for n in range(20)],
-        [observed(n, provider=PROVIDER, output_tokens=0) for n in range(20)],
-        [observed(n, provider=PROVIDER, tier="scenario", seconds=0) for n in range(20)],
         [observed(n, provider="http://127.0.0.1:8071") for n in range(20)],
+        [observed(n, provider=PROVIDER, outcome=conversation_pb2.CALL_OUTCOME_LIMITED) for n in range(20)],
     ],
-    ids=["cut", "refused", "empty", "another tier", "another provider"],
+    ids=["another provider", "told to wait"],
 )
 async def test_what_is_no_evidence_changes_no_quote(tmp_path: Path, calls: list[quote_pb2.Observation]) -> None:
     request = ask(tiers=TEMPLATE, provider=PROVIDER)
@@ -75,7 +72,9 @@ async def test_a_sandbox_without_latency_teaches_no_speed(tmp_path: Path) -> Non
         before = await served.stub.CreateQuote(ask(tiers=TEMPLATE))
         await served.stub.RecordObservations(record(*calls))
         after = await served.stub.CreateQuote(ask(tiers=TEMPLATE))
-    assert after.groups[0].call_duration_mean == before.groups[0].call_duration_mean
+    before_s, after_s = (made.groups[0].call_duration_mean.ToTimedelta().total_seconds() for made in (before, after))
+    # 30 s for 3,000 tokens at a million times the speed would be a year.
+    assert math.isclose(after_s, before_s, rel_tol=0.05)
 
 
 async def test_single_turns_are_learned_apart_from_whole_conversations(tmp_path: Path) -> None:
@@ -87,54 +86,23 @@ async def test_single_turns_are_learned_apart_from_whole_conversations(tmp_path:
         await served.stub.RecordObservations(record(*turns))
         whole = await served.stub.CreateQuote(ask(tiers=TEMPLATE))
         by_turn = await served.stub.CreateQuote(ask(groups=[group]))
-    assert math.isclose(whole.groups[0].output_tokens_mean, 3_000 / 0.97)
-    assert math.isclose(by_turn.groups[0].output_tokens_mean, 6 * 300 / 0.97)
+    # A turn was expected to have 500 tokens.
+    assert by_turn.groups[0].output_tokens_mean < 6 * 150
+    assert whole.groups[0].output_tokens_mean > 1_000
+    assert (by_turn.basis.text, whole.basis.text) == ("10 calls", "10 calls with other prompts")
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"call": ""}, "observations[1].call"),
-        ({"outcome": 0}, "observations[1].outcome"),
-        ({"usage": conversation_pb2.Usage(output_tokens=-1)}, "observations[1].usage.output_tokens"),
-        ({"usage": conversation_pb2.Usage(input_tokens=2**40)}, "observations[1].usage.input_tokens"),
-        ({"duration": Duration(seconds=-1)}, "observations[1].duration"),
-        ({"duration": Duration(seconds=10**11)}, "observations[1].duration"),
-        ({"first_token_delay": Duration(nanos=-1)}, "observations[1].first_token_delay"),
-        ({"end_time": Timestamp(seconds=10**13)}, "observations[1].end_time"),
-        ({"speed_up": 1e-9}, "observations[1].speed_up"),
-    ],
-)
-async def test_a_bad_observation_names_its_field_and_records_nothing(
-    tmp_path: Path, changes: dict[str, object], field: str
-) -> None:
-    bad = quote_pb2.Observation()
-    bad.CopyFrom(observed(2))
-    # The parameters name fields, which the stubs know as literals only.
-    for name in changes:
-        bad.ClearField(name)  # pyright: ignore[reportArgumentType]
-    bad.MergeFrom(quote_pb2.Observation(**changes))  # pyright: ignore[reportArgumentType]
+async def test_answers_that_were_cut_and_failures_that_were_paid_raise_the_next_quote(tmp_path: Path) -> None:
+    fine = [observed(n, output_tokens=3_000) for n in range(20)]
+    cut = [observed(20 + n, output_tokens=3_000, outcome=conversation_pb2.CALL_OUTCOME_CUT) for n in range(20)]
+    refused = [observed(40 + n, outcome=conversation_pb2.CALL_OUTCOME_REFUSED) for n in range(20)]
+    means: list[int] = []
     async with estimator(tmp_path / "e.db") as served:
-        error = await served.refused("RecordObservations", record(observed(1), bad))
-        assert error.reason == "INVALID_FIELD"
-        assert [violation.field for violation in error.violations] == [field]
-        assert (await served.stub.RecordObservations(record(observed(1)))).recorded == 1
-
-
-async def test_everything_that_an_observation_tells_is_kept(tmp_path: Path) -> None:
-    full = observed(
-        1,
-        prompt_fingerprint="a" * 64,
-        first_token_delay=Duration(seconds=1, nanos=500_000_000),
-        batch="batches/abcd",
-        provider="https://api.example",
-        speed_up=2,
-        end_time=Timestamp(seconds=1_790_000_000),
-        effort="high",
-        max_output_tokens=8_000,
-    )
-    async with estimator(tmp_path / "e.db") as served:
-        assert (await served.stub.RecordObservations(record(full))).recorded == 1
+        for calls in (fine, cut, refused):
+            await served.stub.RecordObservations(record(*calls))
+            means.append(money.to_nanos((await served.stub.CreateQuote(ask(tiers=TEMPLATE))).cost.mean))
+    assert means[0] < means[1]
+    assert 1.2 * means[1] < means[2]
 
 
 async def test_list_rates_has_every_known_model_or_those_that_were_asked_for(tmp_path: Path) -> None:
@@ -161,16 +129,13 @@ async def test_list_rates_tells_the_prices_of_another_time(tmp_path: Path) -> No
     assert (before.cache_read_nanos_per_mtok, now.cache_read_nanos_per_mtok) == (200_000_000, 100_000_000)
 
 
-@pytest.mark.parametrize(
-    ("method", "request_"),
-    [
-        ("ForecastBatch", estimator_pb2.ForecastBatchRequest()),
-        ("CompareQuote", estimator_pb2.CompareQuoteRequest(name="quotes/abcd", actuals=quote_pb2.Actuals())),
-        ("SummarizeAccuracy", estimator_pb2.SummarizeAccuracyRequest()),
-    ],
-)
-async def test_what_is_not_built_says_what_is_missing(tmp_path: Path, method: str, request_: object) -> None:
-    async with estimator(tmp_path / "e.db") as served:
-        error = await served.refused(method, request_)
-    assert (error.code, error.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT")
-    assert error.message.startswith(f"{method} is not served yet: ")
+async def test_list_rates_leaves_out_a_model_whose_prices_have_ended(tmp_path: Path) -> None:
+    ended = PRICES_FILE.read_text("utf-8").replace('"claude-opus-5":{', '"claude-opus-5":{"until":"2026-11-23",')
+    models = ["claude-opus-5", MODEL]
+    then = Timestamp()
+    then.FromJsonString("2026-11-22T23:59:59Z")
+    async with estimator(tmp_path / "e.db", rates=ended) as served:
+        before = await served.stub.ListRates(estimator_pb2.ListRatesRequest(models=models, time=then))
+        now = await served.stub.ListRates(estimator_pb2.ListRatesRequest(models=models))
+    assert sorted(rate.model for rate in before.rate_card.rates) == models
+    assert [rate.model for rate in now.rate_card.rates] == [MODEL]

@@ -149,6 +149,17 @@ def test_a_broken_rates_file_is_named_with_the_place_of_the_fault(tmp_path: Path
     assert "models.claude-opus-5.out: must be USD per million tokens" in line
 
 
+def test_a_rates_file_with_a_hole_in_its_dates_is_named_with_model_and_dates(tmp_path: Path) -> None:
+    rates = tmp_path / "rates.json"
+    with_hole = PRICES_FILE.read_text("utf-8").replace(
+        '[{"from":"2026-10-07",', '[{"from":"2026-10-07","until":"2026-11-01"},{"from":"2026-11-05",'
+    )
+    rates.write_text(with_hole, "utf-8")
+    line = refused(tmp_path / "e.db", PARLEY_RATES_FILE=str(rates))
+    assert str(rates) in line
+    assert "models.claude-sonnet-5-5.effective[1]: begins 2026-11-05 but the prices before it end 2026-11-01" in line
+
+
 @pytest.mark.parametrize(
     ("variables", "told"),
     [

@@ -277,6 +277,9 @@ async def test_reset_counts_start_at_nothing() -> None:
         ({"speed": 3}, "no such setting"),
         ({"requests_per_minute": 0}, "requests_per_minute"),
         ({"burst_s": -1}, "burst_s"),
+        ({"tokens_per_s": 0}, "tokens_per_s: 0 is not a number from 0.001 to 100000"),
+        ({"tokens_per_s": True}, "tokens_per_s"),
+        ({"first_token_s": 601}, "first_token_s: 601 is not a number from 0 to 600"),
         ({"paused": "yes"}, "not true or false"),
     ],
 )
@@ -297,6 +300,14 @@ async def test_settings_change_while_it_runs_and_never_show_the_key() -> None:
     assert told["faults"] == {"overloaded": 1.0}
     assert told["api_key_set"] is True
     assert "secret" not in json.dumps(told)
+
+
+async def test_speed_and_first_token_change_while_it_runs() -> None:
+    async with sandbox() as served:
+        told = await served.change(tokens_per_s=80, first_token_s=0.5)
+        settings = served.world.settings
+    assert (told["tokens_per_s"], told["first_token_s"]) == (80.0, 0.5)
+    assert (settings.tokens_per_s, settings.first_token_s) == (80.0, 0.5)
 
 
 async def test_a_pause_while_it_runs_holds_the_next_call_until_it_ends() -> None:

@@ -64,6 +64,18 @@ def test_a_template_call_takes_about_a_minute_of_real_time() -> None:
     assert statistics.mean(took_s) == pytest.approx(65, rel=0.06)
 
 
+def test_speed_and_first_token_are_the_medians_that_were_asked_for() -> None:
+    asked = Settings(tokens_per_s=80.0, first_token_s=2.5)
+    paces = [answer.pace for answer in answers(400, settings=asked)]
+    assert statistics.median(pace.tokens_per_s for pace in paces) == pytest.approx(80.0, rel=0.02)
+    assert statistics.median(pace.ttft_s for pace in paces) == pytest.approx(2.5, rel=0.05)
+
+
+def test_another_speed_leaves_the_texts_as_they_were() -> None:
+    slow, fast = (answers(20, settings=Settings(tokens_per_s=speed)) for speed in (20.0, 80.0))
+    assert [answer.text for answer in slow] == [answer.text for answer in fast]
+
+
 def test_zero_latency_takes_no_time() -> None:
     answer = answer_call(Settings(zero_latency=True), call_about("debt"), attempt=1)
     assert answer.pace.reached_s(answer.output_tokens) == 0

@@ -7,7 +7,7 @@ import pytest
 from parley import exceptions
 from parley.cli import failures
 from parley.exceptions import ParleyError, from_wire
-from parley.wire.errors import WireError
+from parley.wire.errors import WireError, reason_infos
 
 
 def every_exception() -> list[type[ParleyError]]:
@@ -44,6 +44,28 @@ def test_every_status_becomes_an_exception_with_an_exit_code(code: grpc.StatusCo
 )
 def test_families_have_their_exit_codes(kind: type[ParleyError], code: int) -> None:
     assert failures.exit_code_of(kind("No.")) == code
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "code"),
+    [
+        ("MODEL_UNKNOWN", exceptions.InvalidRequest, 2),
+        ("QUOTE_NOT_FOUND", exceptions.NotFound, 3),
+        ("OUTCOME_NOT_FOUND", exceptions.NotFound, 3),
+        ("DUPLICATE_DIFFERS", exceptions.Conflict, 3),
+    ],
+)
+def test_what_the_estimator_refuses_has_its_exception_and_exit_code(
+    reason: str, kind: type[ParleyError], code: int
+) -> None:
+    info = reason_infos()[reason]
+    status = next(known for known in grpc.StatusCode if known.value[0] == info.code)
+    refused = WireError(
+        code=status, reason=reason, message="No.", violations=(), metadata={}, retry_after_s=None,
+        attachments=(), request_id="", sentence=info.sentence, next_step=info.next_step,
+    )  # fmt: skip
+    error = from_wire(refused)
+    assert (type(error), failures.exit_code_of(error), error.next_step) == (kind, code, info.next_step)
 
 
 def test_an_error_says_its_fields() -> None:

@@ -48,6 +48,18 @@ def test_money_is_shown_as_people_write_it(dollars: str, shown: str) -> None:
     assert money.show(money.from_decimal(Decimal(dollars))) == shown
 
 
+@pytest.mark.parametrize(
+    ("nanos", "shown"),
+    [
+        ([130_000_000, -50_000_000, 0], ["+$0.1300", "-$0.0500", "$0.0000"]),
+        ([1_300_000_000, -50_000_000], ["+$1.30", "-$0.0500"]),
+        ([-250_000_000, 0], ["-$0.25", "$0.00"]),
+    ],
+)
+def test_differences_below_one_another_have_signs_and_the_same_places(nanos: list[int], shown: list[str]) -> None:
+    assert money.show_changes(nanos) == shown
+
+
 @pytest.mark.parametrize("text", ["5", "5.00", "$5", " $5.0 "])
 def test_people_write_five_dollars_in_many_ways(text: str) -> None:
     assert money.parse(text) == money_pb2.Money(currency_code="USD", units=5)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime
+from typing import Literal
 
 import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from parley import money
 from parley.cli import holds, progress, watching, words
-from parley.cli.app import hoisted
+from parley.cli.arguments import hoisted
 from parley.cli.output import Output
-from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
+from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2, quote_pb2
 from rich.console import Console
 
 NOW = datetime(2026, 11, 23, 20, 48, tzinfo=UTC)
@@ -47,6 +48,44 @@ def drawn(of: batch_pb2.Batch, *, width: int = 100) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, record=True)
     console.print(progress.panel(of, (), width=width, now=NOW))
     return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def forecast(*, stale: bool = False) -> batch_pb2.Forecast:
+    """$2.38 and 12 min, with ranges."""
+    cost, time = quote_pb2.CostRange, quote_pb2.TimeRange
+    return batch_pb2.Forecast(
+        projected_cost=money.from_nanos(2_380_000_000),
+        cost=cost(
+            quantiles=[
+                cost.Quantile(p=p, value=money.from_nanos(nanos))
+                for p, nanos in ((0.1, 2_310_000_000), (0.5, 2_370_000_000), (0.9, 2_470_000_000))
+            ]
+        ),
+        time_left=duration_pb2.Duration(seconds=720),
+        time=time(
+            quantiles=[
+                time.Quantile(p=p, value=duration_pb2.Duration(seconds=seconds))
+                for p, seconds in ((0.1, 660), (0.9, 850))
+            ]
+        ),
+        stale=stale,
+    )
+
+
+def heading_for(of: batch_pb2.Forecast) -> batch_pb2.Batch:
+    running = batch()
+    running.forecast.CopyFrom(of)
+    return running
+
+
+def held_at_checkpoint() -> batch_pb2.Batch:
+    checkpoint = batch_pb2.Hold(reason=batch_pb2.HOLD_REASON_CHECKPOINT, message="3 were started.", next_step="Resume.")
+    pilot = batch(3, holds=(checkpoint,))
+    pilot.forecast.CopyFrom(forecast())
+    pilot.spend.confirmed.CopyFrom(money.from_nanos(100_000_000))
+    pilot.spend.possibly_spent.CopyFrom(money.from_nanos(20_000_000))
+    pilot.refined_quote = "quotes/refined1"
+    return pilot
 
 
 class Pipe:
@@ -227,6 +266,19 @@ def test_possibly_spent_money_is_shown_with_the_next_step() -> None:
             batch_pb2.BatchEvent(recovered=batch_pb2.Recovered(conversations_requeued=3)),
             "the server came back: 3 to make again",
         ),
+        (
+            batch_pb2.BatchEvent(
+                quote_refined=batch_pb2.QuoteRefined(
+                    quote="quotes/refined1",
+                    made=3,
+                    projected_cost=money.from_nanos(2_380_000_000),
+                    projected_cost_p10=money.from_nanos(2_310_000_000),
+                    projected_cost_p90=money.from_nanos(2_470_000_000),
+                    time_left=duration_pb2.Duration(seconds=720),
+                )
+            ),
+            "quote refined after 3: $2.38 in all ($2.31 to 2.47), 12 min to go",
+        ),
     ],
 )
 def test_what_happens_to_money_and_server_is_told_also_in_a_pipe(event: batch_pb2.BatchEvent, said: str) -> None:
@@ -234,6 +286,82 @@ def test_what_happens_to_money_and_server_is_told_also_in_a_pipe(event: batch_pb
     told.events.append(event)
     pipe.progress.take(told)
     assert pipe.lines()[0] == f"note     {said}"
+
+
+def test_a_forecast_is_shown_with_its_range() -> None:
+    running = heading_for(forecast())
+    running.forecast.probability_within_budget = 0.97
+    running.budget.CopyFrom(money.from_nanos(5 * 10**9))
+    lines = drawn(running)
+    assert "34/90  0 failed  3 in flight  12 min left (11 to 14 min)" in lines[1]
+    assert lines[2] == "spent $1.24  projected $2.38 ($2.31 to 2.47)  budget $5.00 (97 % to keep it)"
+    assert "projected $2.38 ($2.31 to 2.47)  left 12 min (11 to 14 min)" in progress.summary(running)
+
+
+def test_a_forecast_that_could_not_be_renewed_says_so() -> None:
+    running = heading_for(forecast(stale=True))
+    assert "projected $2.38 ($2.31 to 2.47) (last known)" in progress.summary(running)
+    assert any("(last known)" in line for line in drawn(running))
+
+
+def test_a_narrow_terminal_breaks_the_money_between_amounts() -> None:
+    running = heading_for(forecast())
+    running.quoted_cost.CopyFrom(money.from_nanos(3_200_000_000))
+    running.budget.CopyFrom(money.from_nanos(5 * 10**9))
+    assert drawn(running, width=60)[2:4] == [
+        "spent $1.24  projected $2.38 ($2.31 to 2.47)  quoted $3.20",
+        "budget $5.00",
+    ]
+    # Beside the bar there is no room for the range of the time.
+    assert "12 min left" in drawn(running, width=60)[1]
+    assert "(11 to" not in drawn(running, width=60)[1]
+
+
+def test_a_pilot_says_what_the_rest_takes_and_how_to_go_on() -> None:
+    pilot = held_at_checkpoint()
+    told = (
+        "spent $0.12, the rest is expected to cost $2.26 ($2.19 to 2.35) and to take 12 min (11 to 14 min);"
+        " resume to go on: parley resume plants1"
+    )
+    assert f"pilot: {told}" in drawn(pilot, width=200)
+    pipe = Pipe()
+    pipe.progress.take(message(pilot))
+    pipe.now_s = 60.0
+    pipe.progress.take(message(pilot))
+    assert [line for line in pipe.lines() if line.startswith("pilot")] == [f"pilot    {told}"]
+
+
+@pytest.mark.parametrize("without", ["holds", "refined_quote", "forecast"])
+def test_only_a_refined_quote_at_a_checkpoint_tells_of_the_rest(
+    without: Literal["holds", "refined_quote", "forecast"],
+) -> None:
+    pilot = held_at_checkpoint()
+    pilot.ClearField(without)
+    assert not any(line.startswith("pilot") for line in drawn(pilot))
+
+
+@pytest.mark.parametrize(
+    ("low_s", "high_s", "said"),
+    [
+        (660, 850, "11 to 14 min"),
+        (50, 70, "50 to 70 s"),
+        (50, 118, "50 s to 1:58 min"),
+        (6_600, 7_500, "1 h 50 min to 2 h 5 min"),
+        (5_000, 7_500, "83 min to 2 h 5 min"),
+    ],
+)
+def test_a_range_of_time_says_its_unit_once_where_it_can(low_s: float, high_s: float, said: str) -> None:
+    assert words.span_between(low_s, high_s) == said
+
+
+def test_differences_have_signs() -> None:
+    assert [words.span_change(of) for of in (70, -175, 0.01)] == ["+70 s", "-2:55 min", "0 s"]
+    assert [words.percent(of, places=1, signed=True) for of in (0.0121, -0.03, -0.00001)] == [
+        "+1.2 %",
+        "-3.0 %",
+        "+0.0 %",
+    ]
+    assert words.percent(1.0) == "100 %"
 
 
 def test_a_mark_stays_on_the_terminal_while_conversations_end() -> None:
@@ -291,6 +419,7 @@ def test_probabilities_never_promise() -> None:
         (["show", "x", "--token=t"], ["--token=t", "show", "x"]),
         (["list", "--", "--json"], ["list", "--", "--json"]),
         (["list", "--server"], ["--server", "list"]),
+        (["history", "--estimator", "a:2", "--model", "m"], ["--estimator", "a:2", "history", "--model", "m"]),
     ],
 )
 def test_some_options_may_stand_anywhere(arguments: list[str], parsed: list[str]) -> None:
