@@ -60,6 +60,7 @@ def _observation(message: quote_pb2.Observation, field: str, now: datetime) -> O
         end_time=end_time(message.end_time, f"{field}.end_time", now) if message.HasField("end_time") else None,
         quote=message.quote.removeprefix("quotes/"),
         conversation=message.conversation,
+        prompt_characters=message.prompt_characters,
     )
 
 

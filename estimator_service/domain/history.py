@@ -53,6 +53,8 @@ class CallSeen:
     input_tokens: float
     output_tokens: float
     thinking_tokens: float
+    # 0 where it was not told.
+    prompt_characters: float = 0.0
     seconds: float
     first_token_s: float
     # Seconds since 1970, UTC; NaN where it was not told.
@@ -79,6 +81,7 @@ class History:
     input_tokens: Array
     output_tokens: Array
     thinking_tokens: Array
+    prompt_characters: Array
     seconds: Array
     first_token_s: Array
     ended_s: Array
@@ -99,7 +102,15 @@ class History:
         return len(self.key)
 
 
-COLUMNS = ("input_tokens", "output_tokens", "thinking_tokens", "seconds", "first_token_s", "ended_s")
+COLUMNS = (
+    "input_tokens",
+    "output_tokens",
+    "thinking_tokens",
+    "prompt_characters",
+    "seconds",
+    "first_token_s",
+    "ended_s",
+)
 NOTHING_SEEN = History(
     keys=(),
     batches=(),
@@ -109,6 +120,7 @@ NOTHING_SEEN = History(
     input_tokens=_floats(),
     output_tokens=_floats(),
     thinking_tokens=_floats(),
+    prompt_characters=_floats(),
     seconds=_floats(),
     first_token_s=_floats(),
     ended_s=_floats(),
@@ -157,6 +169,7 @@ def call_seen(each: Observation) -> CallSeen | None:
         input_tokens=prompt,
         output_tokens=each.output_tokens,
         thinking_tokens=each.thinking_tokens,
+        prompt_characters=each.prompt_characters,
         seconds=real_seconds(each.duration.total_seconds(), each.speed_up),
         first_token_s=np.nan if first is None else real_seconds(first.total_seconds(), each.speed_up),
         ended_s=each.end_time.timestamp() if each.end_time else np.nan,

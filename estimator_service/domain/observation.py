@@ -73,6 +73,8 @@ class Observation:
     quote: str = ""
     # Its number in the batch; 0 where it belongs to none.
     conversation: int = 0
+    # Of its prompt; 0 where it was not told.
+    prompt_characters: int = 0
 
 
 def new_ones(told: Sequence[Observation], known: Mapping[str, Observation]) -> list[Observation]:

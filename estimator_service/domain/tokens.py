@@ -11,9 +11,10 @@ import numpy as np
 
 from estimator_service.domain import learning
 from estimator_service.domain.history import Array, CallKey, History, Kind
+from estimator_service.domain.input_size import measured_ratio, told_size
 from estimator_service.domain.learning import Learned, Sample, Told
 from estimator_service.domain.nodes import Nodes, Spread, key_of, nodes_of
-from estimator_service.domain.workload import Group, InputSource
+from estimator_service.domain.workload import Group
 
 # Between two conversations of one prompt, as log-SD. The product's own log (47 calls) has output 2,292 sd 865:
 # sqrt(ln(1 + (865 / 2292)^2)) = 0.36; and input 2,312 sd 441: 0.19.
@@ -23,15 +24,10 @@ INPUT_LOG_SD = 0.19
 # 80 % within a factor of 2 either way (the log's template tier is 0.76 of its prior), and 0.9 for any other.
 OUTPUT_SPREAD = Spread(model=0.4, tier=0.3, unknown_tier=0.8, node=0.2)
 INPUT_SPREAD = Spread(model=0.2, tier=0.4, unknown_tier=0.8, node=0.3)
-# What the workload itself says of its input, as log-SD: a count leaves out what the provider adds, and characters a
-# token vary. Both are of a few prompts of a group.
-TOLD_LOG_SD = {InputSource.COUNTED: 0.02, InputSource.CHARACTERS: 0.15}
+# What the workload itself says of its input is of a few prompts of a group.
 SAMPLED_CONVERSATIONS = 3
 TOLD_SPREAD = 3.0
 
-CHARACTERS_PER_TOKEN = 4.0
-# Roles, wrapping and the schema that go with every prompt. A choice.
-INPUT_WRAPPING_TOKENS = 50.0
 # Who sets a maximum leaves room: answers of unknown prompts are taken to have about this share of it.
 SHARE_OF_MAXIMUM = 0.35
 # Calls of a conversation that is made turn by turn, where only its past is known.
@@ -113,8 +109,11 @@ def _by_node(running: Running, nodes: Nodes) -> dict[int, Array]:
 
 
 def _learn_input(groups: Sequence[Group], answered: History, nodes: Nodes, *, current: int | None) -> Learned:
-    told = answered.rows(answered.input_tokens > 0)
-    tells = np.array([any(_tells(group) and key_of(group) == key for group in groups) for key in nodes.keys])
+    seen = answered.rows(answered.input_tokens > 0)
+    ratio = measured_ratio(seen)
+    sizes = [(key_of(group), size) for group in groups for size in [told_size(group, ratio)] if size]
+    telling = {key for key, _ in sizes}
+    tells = np.array([key in telling for key in nodes.keys])
     prior = learning.Prior(
         means=np.array([PRIORS.get(key.tier, POOLED).input_tokens for key in nodes.keys]),
         # Where the workload tells of its input, no prior has a say in it.
@@ -122,37 +121,19 @@ def _learn_input(groups: Sequence[Group], answered: History, nodes: Nodes, *, cu
         log_sd=INPUT_LOG_SD,
     )
     return learning.learn(
-        _sample(told, told.input_tokens, nodes, censored=np.zeros(len(told), dtype=np.bool_)),
+        _sample(seen, seen.input_tokens, nodes, censored=np.zeros(len(seen), dtype=np.bool_)),
         prior,
         current=current,
-        told=[each for group in groups for each in _told(group, nodes, prior.medians)],
+        told=[
+            Told(
+                node=nodes.at[key],
+                log_ratio=math.log(size.tokens / prior.medians[nodes.at[key]]),
+                noise=size.log_sd**2,
+                conversations=SAMPLED_CONVERSATIONS,
+            )
+            for key, size in sizes
+        ],
     )
-
-
-def _tells(group: Group) -> bool:
-    return group.input_characters_mean > 0 or (
-        group.input_source is InputSource.COUNTED and group.input_tokens_mean > 0
-    )
-
-
-def _told(group: Group, nodes: Nodes, medians: Array) -> list[Told]:
-    """A count wins over characters; a source without its figure is none."""
-    node = nodes.at[key_of(group)]
-    if group.input_source is InputSource.COUNTED and group.input_tokens_mean > 0:
-        source, tokens = InputSource.COUNTED, group.input_tokens_mean
-    elif group.input_characters_mean > 0:
-        source = InputSource.CHARACTERS
-        tokens = group.input_characters_mean / CHARACTERS_PER_TOKEN + INPUT_WRAPPING_TOKENS
-    else:
-        return []
-    return [
-        Told(
-            node=node,
-            log_ratio=math.log(tokens / medians[node]),
-            noise=TOLD_LOG_SD[source] ** 2,
-            conversations=SAMPLED_CONVERSATIONS,
-        )
-    ]
 
 
 def _output_prior(key: CallKey, groups: Sequence[Group]) -> float:

@@ -88,4 +88,5 @@ _SAME = (
     "max_output_tokens",
     "quote",
     "conversation",
+    "prompt_characters",
 )

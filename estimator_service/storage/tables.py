@@ -82,6 +82,8 @@ observations = Table(
     Column("quote", String(32), nullable=False, server_default=""),
     # Its number in the batch; 0 where it belongs to none.
     Column("conversation", Integer, nullable=False, server_default="0"),
+    # Of the prompt; 0 where it was not told.
+    Column("prompt_characters", BigInteger, nullable=False, server_default="0"),
     # When it ended, or was recorded where that was not told: the order of what is newest.
     Column("seen_us", BigInteger, nullable=False, server_default="0"),
     _one_of("outcome", Outcome),

@@ -91,4 +91,5 @@ def observation_of(row: Mapping[Any, Any]) -> quote_pb2.Observation:
         effort=row["effort"],
         quote=row["quote_name"],
         conversation=row["conversation"],
+        prompt_characters=row["prompt_characters"],
     )

@@ -312,6 +312,7 @@ class Runner:
             number=attempts.item.number,
             epoch=terms.epoch,
             prompt_sha256=attempts.filled.sha256,
+            prompt_characters=attempts.characters,
             purpose=attempts.purpose,
             max_tokens=attempts.max_tokens,
             reserve_nanos=attempts.reserve_nanos(terms),

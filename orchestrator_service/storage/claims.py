@@ -24,6 +24,7 @@ class Claim:
     number: int
     epoch: int
     prompt_sha256: str
+    prompt_characters: int = 0
     purpose: CallPurpose
     max_tokens: int
     # The most that the call can cost; 0 where no price is known.
@@ -160,6 +161,7 @@ def _journal(batch: Row, wanted: Claim, row: Row) -> dict[str, Any]:
         "model": batch["model"],
         "epoch": wanted.epoch,
         "prompt_sha256": wanted.prompt_sha256,
+        "prompt_characters": wanted.prompt_characters,
         "max_tokens": wanted.max_tokens,
         "reserved_nanos": wanted.reserve_nanos,
         "rate_version": batch["rate_version"],

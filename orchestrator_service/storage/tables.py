@@ -256,6 +256,8 @@ calls = Table(
     Column("model", String(200), nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("prompt_sha256", String(64), nullable=False),
+    # 0 where it is not known.
+    Column("prompt_characters", Integer, nullable=False, server_default="0"),
     Column("max_tokens", Integer, nullable=False),
     _amount("reserved_nanos"),
     Column("cost_nanos", BigInteger),

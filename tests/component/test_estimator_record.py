@@ -182,7 +182,8 @@ async def test_quote_conversation_and_the_time_of_the_call_are_kept(tmp_path: Pa
 async def test_calls_that_were_recorded_before_the_migration_are_kept(tmp_path: Path) -> None:
     database, first = tmp_path / "e.db", tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, first)
-    (first / "versions" / "0002_outcomes.py").unlink()
+    for later in ("0002_outcomes.py", "0003_prompt_characters.py"):
+        (first / "versions" / later).unlink()
     migrate(database, migrations=first)
     columns = (
         "call, tier, model, provider, outcome, purpose, input_tokens, output_tokens, cache_write_5m_tokens, "

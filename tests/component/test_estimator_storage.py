@@ -26,7 +26,7 @@ KILLED = '''"""Dies after its first statement."""
 from alembic import op
 
 revision = "9999"
-down_revision = "0002"
+down_revision = "0003"
 
 
 def upgrade() -> None:

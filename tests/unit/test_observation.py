@@ -60,6 +60,7 @@ OTHER: dict[str, Any] = {
     "end_time": datetime(2026, 11, 23, tzinfo=UTC),
     "quote": "q",
     "conversation": 1,
+    "prompt_characters": 7,
 }
 
 

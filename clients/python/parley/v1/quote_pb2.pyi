@@ -803,6 +803,7 @@ class Observation(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     QUOTE_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
+    PROMPT_CHARACTERS_FIELD_NUMBER: _builtins.int
     call: _builtins.str
     """The call's name; a call is counted once however often it is sent."""
     tier: _builtins.str
@@ -829,6 +830,8 @@ class Observation(_message.Message):
     """The quote that its batch was started on, where there is one. An unknown one is refused."""
     conversation: _builtins.int
     """The conversation's number in its batch; 0 where it belongs to none."""
+    prompt_characters: _builtins.int
+    """Characters of its prompt; 0 where it is not told. What a character weighs in tokens is learned from them."""
     @_builtins.property
     def usage(self) -> _conversation_pb2.Usage:
         """Tokens, as the provider told."""
@@ -865,10 +868,11 @@ class Observation(_message.Message):
         purpose: _conversation_pb2.CallPurpose.ValueType = ...,
         quote: _builtins.str = ...,
         conversation: _builtins.int = ...,
+        prompt_characters: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "first_token_delay", b"first_token_delay", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "call", b"call", "conversation", b"conversation", "duration", b"duration", "effort", b"effort", "end_time", b"end_time", "first_token_delay", b"first_token_delay", "max_output_tokens", b"max_output_tokens", "model", b"model", "outcome", b"outcome", "prompt_fingerprint", b"prompt_fingerprint", "provider", b"provider", "purpose", b"purpose", "quote", b"quote", "speed_up", b"speed_up", "tier", b"tier", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "call", b"call", "conversation", b"conversation", "duration", b"duration", "effort", b"effort", "end_time", b"end_time", "first_token_delay", b"first_token_delay", "max_output_tokens", b"max_output_tokens", "model", b"model", "outcome", b"outcome", "prompt_characters", b"prompt_characters", "prompt_fingerprint", b"prompt_fingerprint", "provider", b"provider", "purpose", b"purpose", "quote", b"quote", "speed_up", b"speed_up", "tier", b"tier", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
