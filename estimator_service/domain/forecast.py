@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
@@ -106,11 +106,5 @@ def _outlook(
             cost = cost + draws.variable_nanos(estimate, running)
             busy.append(left_s / remaining.speed_up)
     # What is in flight takes up places until it ends, and the end waits for it.
-    times = makespan.makespan_s(
-        replace(remaining, concurrency=max(remaining.concurrency, 1)),
-        estimates,
-        drawn,
-        speed_up=remaining.speed_up,
-        busy_s=np.hstack(busy),
-    )
+    times = makespan.makespan_s(remaining, estimates, drawn, speed_up=remaining.speed_up, busy_s=np.hstack(busy))
     return _Outlook(cost_nanos=cost, left_s=times)

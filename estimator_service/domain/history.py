@@ -143,6 +143,23 @@ def columns_of(calls: Sequence[CallSeen]) -> History:
     )
 
 
+def joined(older: History, newer: History) -> History:
+    """Both, with what they name alike as one."""
+    keys = {key: at for at, key in enumerate(dict.fromkeys((*older.keys, *newer.keys)))}
+    batches = {batch: at for at, batch in enumerate(dict.fromkeys((*older.batches, *newer.batches)))}
+    key = np.array([keys[each] for each in newer.keys], dtype=np.int64)
+    batch = np.array([batches[each] for each in newer.batches], dtype=np.int64)
+    return History(
+        keys=tuple(keys),
+        batches=tuple(batches),
+        # Those of the older one come first, so its numbers stay.
+        key=np.concatenate([older.key, key[newer.key]]),
+        batch=np.concatenate([older.batch, batch[newer.batch]]),
+        kind=np.concatenate([older.kind, newer.kind]),
+        **{name: np.concatenate([getattr(older, name), getattr(newer, name)]) for name in COLUMNS},
+    )
+
+
 def history_of(observations: Iterable[Observation]) -> History:
     """Of observations in any order; those that nothing is learned from are left out."""
     dated = sorted(observations, key=lambda each: each.end_time.timestamp() if each.end_time else 0.0)

@@ -7,83 +7,113 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, select
+from sqlalchemy import Column, ColumnElement, Connection, and_, case, null, select
 
 from estimator_service.domain.history import (
+    COLUMNS,
     LEARNED_PURPOSES,
+    LEARNED_SPEED_UP_MAX,
+    NOTHING_SEEN,
+    OVERHEAD_CALL_S,
     CallKey,
     CallSeen,
     History,
+    Kind,
     columns_of,
-    kind_of,
-    real_seconds,
+    joined,
 )
 from estimator_service.domain.observation import Outcome, Purpose
 from estimator_service.storage.tables import observations
 
 # Of each model; older ones are not read, so that a quote takes as long after a million calls as after these.
-CALLS_MAX = 20_000
+CALLS_MAX = 10_000
 _US_PER_S = 1e6
 _of = observations.c
 _PROMPT = _of.input_tokens + _of.cache_write_5m_tokens + _of.cache_write_1h_tokens + _of.cache_read_tokens
-_READ = select(
-    _of.tier,
-    _of.model,
-    _of.effort,
-    _of.prompt_fingerprint,
-    _of.purpose,
-    _of.batch,
-    _of.outcome,
-    _PROMPT.label("prompt"),
-    _of.output_tokens,
-    _of.thinking_tokens,
-    _of.prompt_characters,
-    _of.duration_us,
-    _of.first_token_us,
-    _of.speed_up,
-    _of.seen_us,
+
+
+def _real_s(column: Column[Any]) -> ColumnElement[Any]:
+    """As domain.history.real_seconds; NULL where the measurement says nothing about the model."""
+    measured_s = column / _US_PER_S
+    tells = and_(measured_s > OVERHEAD_CALL_S, _of.speed_up <= LEARNED_SPEED_UP_MAX)
+    return case((tells, (measured_s - OVERHEAD_CALL_S) * _of.speed_up), else_=null())
+
+
+# As domain.history.kind_of. What the database computes, it computes beside the event loop.
+_KIND = case(
+    (and_(_of.outcome == Outcome.ANSWERED, _of.output_tokens > 0), int(Kind.ANSWERED)),
+    (and_(_of.outcome == Outcome.CUT, _of.output_tokens > 0), int(Kind.CUT)),
+    (_PROMPT + _of.output_tokens > 0, int(Kind.PAID_FAILURE)),
+    else_=int(Kind.FREE_FAILURE),
 )
+# A repair is a call like the first.
+_KEY = (_of.tier, _of.model, _of.effort, _of.prompt_fingerprint, _of.purpose == Purpose.TURN)
+_FIGURES = {
+    "input_tokens": _PROMPT,
+    "output_tokens": _of.output_tokens,
+    "thinking_tokens": _of.thinking_tokens,
+    "prompt_characters": _of.prompt_characters,
+    "seconds": _real_s(_of.duration_us),
+    "first_token_s": _real_s(_of.first_token_us),
+    "ended_s": _of.seen_us / _US_PER_S,
+}
+_READ = select(*_KEY, _of.batch, _of.seen_us, _KIND, *(_FIGURES[name] for name in COLUMNS))
 
 
 def get_history(
-    connection: Connection, *, models: Collection[str], provider: str, more: Sequence[CallSeen] = ()
+    connection: Connection,
+    *,
+    models: Collection[str],
+    provider: str,
+    more: Sequence[CallSeen] = (),
+    most: int = CALLS_MAX,
 ) -> History:
-    """What was seen of these models at this provider; at all of them where `provider` is empty. `more` is newer still.
+    """What was seen of these models at this provider; at all of them where `provider` is empty. `more` is newer still;
+    `most` is of each model.
 
     A sandbox is no evidence for what a paid provider does, so their observations stay apart.
     """
-    rows = [row for model in sorted(models) for row in _newest(connection, model=model, provider=provider)]
-    rows.sort(key=lambda row: row.seen_us)
-    return columns_of([*(_seen(row) for row in rows), *more])
+    rows = [tuple(row) for model in sorted(models) for row in _newest(connection, model, provider, most)]
+    rows.sort(key=lambda row: row[len(_KEY) + 1])
+    found = _history(rows) if rows else NOTHING_SEEN
+    return joined(found, columns_of(more)) if more else found
 
 
-def _newest(connection: Connection, *, model: str, provider: str) -> Sequence[Any]:
+def _newest(connection: Connection, model: str, provider: str, most: int) -> Sequence[Any]:
     wanted = (_of.model == model) & _of.purpose.in_(LEARNED_PURPOSES) & (_of.outcome != Outcome.LIMITED)
     if provider:
         wanted &= _of.provider == provider
-    newest = _READ.where(wanted).order_by(_of.seen_us.desc()).limit(CALLS_MAX)
-    return connection.execute(newest).all()
+    return connection.execute(_READ.where(wanted).order_by(_of.seen_us.desc()).limit(most)).all()
 
 
-def _seen(row: Any) -> CallSeen:
-    first_us = row.first_token_us
-    return CallSeen(
-        key=CallKey(
-            tier=row.tier,
-            model=row.model,
-            effort=row.effort,
-            prompt_fingerprint=row.prompt_fingerprint,
-            turn_by_turn=row.purpose == Purpose.TURN,
-        ),
-        batch=row.batch or _day(row.seen_us),
-        kind=kind_of(Outcome(row.outcome), paid=row.prompt + row.output_tokens > 0, answered=row.output_tokens > 0),
-        input_tokens=row.prompt,
-        output_tokens=row.output_tokens,
-        thinking_tokens=row.thinking_tokens,
-        prompt_characters=row.prompt_characters,
-        seconds=real_seconds(row.duration_us / _US_PER_S, row.speed_up),
-        first_token_s=np.nan if first_us is None else real_seconds(first_us / _US_PER_S, row.speed_up),
-        ended_s=row.seen_us / _US_PER_S,
+def _history(rows: Sequence[tuple[Any, ...]]) -> History:
+    columns = list(zip(*rows, strict=True))
+    keys: dict[tuple[Any, ...], int] = {}
+    key = [keys.setdefault(each, len(keys)) for each in zip(*columns[: len(_KEY)], strict=True)]
+    named, seen_us, kind, *figures = columns[len(_KEY) :]
+    batches: dict[str, int] = {}
+    batch = [
+        batches.setdefault(name or _day(time_us), len(batches)) for name, time_us in zip(named, seen_us, strict=True)
+    ]
+    return History(
+        keys=tuple(_key(each) for each in keys),
+        batches=tuple(batches),
+        key=np.array(key, dtype=np.int64),
+        batch=np.array(batch, dtype=np.int64),
+        kind=np.array(kind, dtype=np.int64),
+        # What is NULL becomes NaN.
+        **{name: np.array(values, dtype=np.float64) for name, values in zip(COLUMNS, figures, strict=True)},
+    )
+
+
+def _key(row: tuple[Any, ...]) -> CallKey:
+    tier, model, effort, fingerprint, turn_by_turn = row
+    return CallKey(
+        tier=tier,
+        model=model,
+        effort=effort,
+        prompt_fingerprint=fingerprint,
+        turn_by_turn=bool(turn_by_turn),
     )
 
 

@@ -14,7 +14,9 @@ from estimator_service.domain.history import (
     OVERHEAD_CALL_S,
     Kind,
     call_seen,
+    columns_of,
     history_of,
+    joined,
     real_seconds,
 )
 from estimator_service.domain.observation import Observation, Outcome, Purpose
@@ -166,3 +168,11 @@ def test_a_model_has_its_own_calls() -> None:
 def test_what_nothing_is_learned_from_is_no_row() -> None:
     assert len(history_of([observed(purpose=Purpose.JUDGE), observed(outcome=Outcome.LIMITED), observed()])) == 1
     assert len(history_of([])) == 0
+
+
+def test_two_histories_joined_are_one_of_both() -> None:
+    calls = [each for number in range(8) if (each := call_seen(observed(batch=f"b{number % 3}"))) is not None]
+    whole, parts = columns_of(calls), joined(columns_of(calls[:5]), columns_of(calls[5:]))
+    assert (parts.keys, parts.batches) == (whole.keys, whole.batches)
+    assert parts.batch.tolist() == whole.batch.tolist()
+    assert parts.output_tokens.tolist() == whole.output_tokens.tolist()
