@@ -318,6 +318,8 @@ def quoted(*, sandbox: bool = True) -> orchestrator_pb2.QuoteBatchResponse:
             groups=[quote_pb2.WorkloadGroup(id="g1", tier="scenario", count=90)], budget=money.from_nanos(5_000_000_000)
         ),
         basis=quote_pb2.Basis(text="the built-in prior of 47 real calls"),
+        probability_cost_within_10_percent=0.62,
+        probability_time_within_20_percent=0.999,
         warnings=[quote_pb2.QuoteWarning(message="The rate limit binds at 7 calls at a time.")],
         probability_within_budget=0.97,
         real_time_mean=duration_pb2.Duration(seconds=1980) if sandbox else None,

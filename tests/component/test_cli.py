@@ -26,6 +26,7 @@ from client_fixtures import (
     unavailable,
     watched,
 )
+from estimator_answers import quote
 from parley import money
 from parley.v1 import batch_pb2, orchestrator_pb2, quote_pb2
 from parley.wire.errors import Refusal
@@ -75,8 +76,62 @@ async def test_what_goes_into_a_pipe_is_plain(spec: str) -> None:
         done = await parley("start", spec, target=target)
     assert "\x1b" not in done.out + done.err
     assert not any(0x2500 <= ord(letter) <= 0x259F for letter in done.out + done.err)
-    assert "cost\t$3.28\tp10\t$2.90\tp90\t$3.70" in done.out
+    assert "cost\t$3.28\tp10\t$2.90\tp90\t$3.70\twithin 10 %\t62 %" in done.out
+    assert "budget\t$5.00\tkept\t97 %" in done.out
+    assert "time\t50 s\tp10\t44 s\tp90\t61 s\twithin 20 %\tover 99 %" in done.out
+    assert "rests on\tthe built-in prior of 47 real calls" in done.out
     assert "33 min at real speed; the sandbox runs 40 x as fast and bills nothing" in done.out
+
+
+async def test_a_quote_is_told_by_group_with_what_each_rests_on(spec: str) -> None:
+    several = quoted()
+    several.quote.CopyFrom(quote(tiers=("template", "scenario")))
+    several.quote.groups[0].basis.CopyFrom(quote_pb2.Basis(source=quote_pb2.Basis.SOURCE_PILOT, observations=3))
+    several.quote.groups[1].basis.source = quote_pb2.Basis.SOURCE_PRIOR
+    several.quote.basis.observations = 210
+    several.quote.cost_calibration = 1.2
+    async with serving(Told(quotes=deque([several]))) as target:
+        done = await parley("quote", spec, target=target)
+    lines = [line.split("\t") for line in done.out.splitlines()]
+    assert lines[:2] == [
+        ["tier", tier, "45", "$1.64", "p10", "$1.45", "p90", "$1.85"] for tier in ("template", "scenario")
+    ]
+    assert [line[1:] for line in lines if line[0] in ("rests on", "ranges")] == [
+        ["210 observed calls"],
+        ["the pilot of this batch, 3 observed calls", "template"],
+        ["built-in prior", "scenario"],
+        ["cost 1.20 x as wide, by the record of past quotes"],
+    ]
+
+
+async def test_a_pilot_is_watched_until_its_quote_is_refined(spec: str) -> None:
+    hold = batch_pb2.Hold(reason=batch_pb2.HOLD_REASON_CHECKPOINT, message="3 were started.", next_step="Resume.")
+    held = batch(batch_pb2.BATCH_STATE_PAUSED, done=3, holds=[hold])
+    held.quote = QUOTE
+    refined = batch(batch_pb2.BATCH_STATE_PAUSED, done=3, holds=[hold])
+    refined.quote, refined.refined_quote = QUOTE, "quotes/refined1"
+    refined.forecast.projected_cost.CopyFrom(money.from_nanos(2_380_000_000))
+    told = Told(quotes=deque([quoted()]))
+    told.watches = deque([[watched(batch(), 1), watched(held, 2, last=True)], [watched(held), watched(refined, 3)]])
+    async with serving(told) as target:
+        done = await parley("start", spec, "--hold-after", "3", target=target)
+    assert (done.code, "next: parley resume plants1 && parley watch plants1" in done.err) == (5, True)
+    told_rest = "pilot    spent $1.24, the rest is expected to cost $1.14"
+    assert done.out.splitlines()[-1].startswith(told_rest), done.out
+    first, second = told.asked(orchestrator_pb2.WatchBatchRequest)
+    assert (first.until, second.until) == (orchestrator_pb2.WATCH_UNTIL_SETTLED, orchestrator_pb2.WATCH_UNTIL_ENDED)
+    assert second.resume_token == "token-2"
+
+
+async def test_a_pilot_that_goes_on_meanwhile_is_not_waited_for(spec: str) -> None:
+    hold = batch_pb2.Hold(reason=batch_pb2.HOLD_REASON_CHECKPOINT, message="3 were started.", next_step="Resume.")
+    held = batch(batch_pb2.BATCH_STATE_PAUSED, done=3, holds=[hold])
+    held.quote = QUOTE
+    told = ready(end=held)
+    told.watches.append([watched(batch(done=4), 4)])
+    async with serving(told) as target:
+        done = await parley("start", spec, target=target)
+    assert (done.code, "running  4/90" in done.out) == (5, False)
 
 
 async def test_start_does_not_spend_where_nobody_can_be_asked(spec: str) -> None:

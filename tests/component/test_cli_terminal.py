@@ -27,6 +27,8 @@ from client_fixtures import (
     serving,
     watched,
 )
+from estimator_answers import QUOTE as COMPARED
+from estimator_answers import Answers, accuracy_slice, answering, compared, history_slice, outcome
 from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 
 pytestmark = pytest.mark.anyio
@@ -73,13 +75,13 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(*arguments: str, target: str) -> AsyncGenerator[Terminal]:
+async def terminal(*arguments: str, target: str = "127.0.0.1:1", **environment: str) -> AsyncGenerator[Terminal]:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     process = await asyncio.create_subprocess_exec(
         *("/bin/sh", "-c", TAKE_TERMINAL, "sh", os.ttyname(slave), sys.executable, "-m", "parley.cli", *arguments),
         start_new_session=True,
-        env=plain_environment(PARLEY_ORCHESTRATOR=target),
+        env=plain_environment(PARLEY_ORCHESTRATOR=target, **environment),
     )
     shown = Terminal(process, master)
     try:
@@ -215,3 +217,67 @@ async def test_a_list_says_beneath_a_batch_what_holds_it() -> None:
     _, first, note, second, *_ = (line.rstrip() for line in shown.text.splitlines())
     assert (first.split()[0], note, second.split()[0]) == ("plants1", "      held: user: Resume goes on.", "plants2")
     assert max(len(line) for line in shown.text.splitlines()) <= COLUMNS
+
+
+def recorded() -> Answers:
+    answers = Answers(comparisons={COMPARED: compared()})
+    answers.accuracy.slices.append(accuracy_slice(""))
+    answers.accuracy.outcomes.extend(
+        [*(outcome(number, 1.0 + number / 200) for number in range(1, 16)), outcome(16, 1.3)]
+    )
+    answers.history.slices.extend([history_slice(streamed=True), history_slice("edge_case")])
+    return answers
+
+
+async def test_the_record_and_its_plot_fit_a_terminal_of_80_columns() -> None:
+    async with answering(recorded()) as estimator, terminal("accuracy", PARLEY_ESTIMATOR=estimator) as shown:
+        assert await shown.ended() == 0
+        await shown.shows("the newest 10 of 16")
+    lines = [line.rstrip() for line in shown.text.splitlines()]
+    assert lines[:4] == [
+        "          bias   MAPE  near       80 % range   95 %  pinball     score",
+        "all: 12 quotes",
+        "  cost  +1.2 %  4.3 %  92 %  83 % (52 to 98)  100 %  $0.0212     $0.31",
+        "  time  -3.0 %  9.1 %  75 %  75 % (43 to 94)   92 %     12 s  2:43 min",
+    ]
+    plotted = [line for line in lines if line.startswith("plants")]
+    assert [line.split()[0] for line in plotted] == [f"plants{number}" for number in range(7, 17)]
+    assert all("●" in line for line in plotted[:-1])
+    assert plotted[-1].index("┤") < plotted[-1].index("X")
+    assert max(map(len, lines)) <= COLUMNS
+
+
+async def test_a_terminal_without_colours_and_letters_gets_plain_ascii() -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb", "NO_COLOR": "1"}
+    async with answering(recorded()) as estimator, terminal("accuracy", PARLEY_ESTIMATOR=estimator, **plain) as shown:
+        assert await shown.ended() == 0
+        await shown.shows("the newest 10 of 16")
+    assert shown.raw.isascii()
+    assert b"\x1b" not in shown.raw
+    assert "o held, X missed" in shown.text
+
+
+async def test_the_history_fits_a_terminal_of_80_columns() -> None:
+    async with answering(recorded()) as estimator, terminal("history", PARLEY_ESTIMATOR=estimator) as shown:
+        assert await shown.ended() == 0
+        await shown.shows("edge_case by")
+    lines = [line.rstrip() for line in shown.text.splitlines()]
+    assert lines[:4] == [
+        "                         mean    sd    p10    p50    p90    p99",
+        "template by claude-sonnet-5-5",
+        "210 calls of 6 batches, 3 more failed (1.4 %), batches drift by 3.1 %",
+        "  input tokens          2,312   441  1,801  2,178  3,026  3,038",
+    ]
+    assert lines[9] == "edge_case by claude-sonnet-5-5"
+    assert max(map(len, lines)) <= COLUMNS
+
+
+async def test_a_comparison_fits_a_terminal_of_80_columns() -> None:
+    async with answering(recorded()) as estimator, terminal("accuracy", COMPARED, PARLEY_ESTIMATOR=estimator) as shown:
+        assert await shown.ended() == 0
+        await shown.shows("scenario ")
+    lines = [line.rstrip() for line in shown.text.splitlines()]
+    assert lines[0] == "batches/plants1 on quotes/quote1, 90 conversations"
+    assert lines[2] == "cost   $3.28    $2.90 to $3.70   $3.41     +$0.13 (+4.0 %)  held"
+    assert "fewer calls failed than expected  -$0.0300      -15 s" in lines
+    assert max(map(len, lines)) <= COLUMNS

@@ -69,6 +69,15 @@ def test_without_a_range_only_the_actual_is_drawn() -> None:
     assert "X" in line
 
 
+def test_what_was_quoted_as_free_has_an_empty_line() -> None:
+    free = outcome(0.0, low=0.0, high=0.0, time_held=False)
+    free.time_ratio = 0.0
+    _, usual, empty = drawn(outcome(1.05), free)
+    assert empty.split() == ["plants1", "11-24", "-", "-"]
+    # The others' scale is their own.
+    assert usual == drawn(outcome(1.05))[1]
+
+
 def test_a_long_name_is_cut() -> None:
     _, line = drawn(outcome(1.0, batch="batches/abcdefghijklmnopqrstuvwxyz"))
     assert line.startswith("abcdefghijk~  ")

@@ -304,6 +304,12 @@ def test_a_forecast_that_could_not_be_renewed_says_so() -> None:
     assert any("(last known)" in line for line in drawn(running))
 
 
+def test_a_forecast_without_a_time_tells_none() -> None:
+    running = heading_for(forecast())
+    running.forecast.ClearField("time_left")
+    assert progress.summary(running).endswith("projected $2.38 ($2.31 to 2.47)  waiting for the rate limit")
+
+
 def test_a_narrow_terminal_breaks_the_money_between_amounts() -> None:
     running = heading_for(forecast())
     running.quoted_cost.CopyFrom(money.from_nanos(3_200_000_000))
@@ -329,6 +335,26 @@ def test_a_pilot_says_what_the_rest_takes_and_how_to_go_on() -> None:
     pipe.now_s = 60.0
     pipe.progress.take(message(pilot))
     assert [line for line in pipe.lines() if line.startswith("pilot")] == [f"pilot    {told}"]
+
+
+def test_what_the_pilot_says_wins_over_a_forecast_from_before_it_held() -> None:
+    told, pipe = message(held_at_checkpoint()), Pipe()
+    told.events.add(number=3).quote_refined.CopyFrom(
+        batch_pb2.QuoteRefined(
+            quote="quotes/refined1",
+            made=3,
+            projected_cost=money.from_nanos(700_000_000),
+            projected_cost_p10=money.from_nanos(660_000_000),
+            projected_cost_p90=money.from_nanos(750_000_000),
+            time_left=duration_pb2.Duration(seconds=240),
+        )
+    )
+    pipe.progress.take(told)
+    assert "projected $0.70 ($0.66 to 0.75)" in pipe.lines()[1]
+    assert "the rest is expected to cost $0.58 ($0.54 to 0.63) and to take 4:00 min;" in pipe.lines()[-1]
+    # It goes on with another forecast, which is newer than the pilot.
+    pipe.progress.take(message(heading_for(forecast())))
+    assert "projected $2.38" in pipe.lines()[-1]
 
 
 @pytest.mark.parametrize("without", ["holds", "refined_quote", "forecast"])

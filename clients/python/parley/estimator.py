@@ -166,10 +166,14 @@ class EstimatorClient:
         start: datetime | None = None,
         end: datetime | None = None,
         group_by: Sequence[AccuracyKey] = (),
+        provider: str = "",
     ) -> estimator_pb2.SummarizeAccuracyResponse:
         """How good past quotes were: the whole first, then its slices, and the newest outcomes one by one."""
         request = estimator_pb2.SummarizeAccuracyRequest(
-            start_time=requests.timestamp(start), end_time=requests.timestamp(end), group_by=group_by
+            start_time=requests.timestamp(start),
+            end_time=requests.timestamp(end),
+            group_by=group_by,
+            provider=provider,
         )
         return await self._unary(self._stub.SummarizeAccuracy, request)
 

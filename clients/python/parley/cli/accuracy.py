@@ -32,20 +32,20 @@ LEGEND = (
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-async def accuracy(session: Session, quote: str | None, *, by: Sequence[str], since: str) -> int:
+async def accuracy(session: Session, quote: str | None, *, by: Sequence[str], since: str, provider: str) -> int:
     """How good the quotes of the batches were that ended, as a whole and by slices; or how one was."""
     if quote is not None:
-        if by or since:
-            raise CommandError("--by and --since are for all quotes, not for one.", exit_code=BAD_USAGE)
+        if by or since or provider:
+            raise CommandError("--by, --since and --provider are for all quotes, not for one.", exit_code=BAD_USAGE)
         return await comparing.compare(session, quote)
     keys, start = group_keys(by), day(since, option="--since") if since else None
     async with session.estimating() as client:
-        summary = await client.accuracy(start=start, group_by=keys)
+        summary = await client.accuracy(start=start, group_by=keys, provider=provider)
     output = session.output
     if output.as_json:
         output.message(summary)
     elif not any(each.count for each in summary.slices):
-        output.note(_nothing_yet(since))
+        output.note(_nothing_yet(since, provider))
     elif output.live:
         _show(output, summary)
     else:
@@ -56,7 +56,7 @@ async def accuracy(session: Session, quote: str | None, *, by: Sequence[str], si
 
 def group_keys(by: Sequence[str]) -> list[AccuracyKey]:
     """model,tier or several options; each counts once."""
-    asked = dict.fromkeys(word.strip() for words in by for word in words.split(","))
+    asked = dict.fromkeys(word.strip() for words in by for word in words.split(",") if word.strip())
     if unknown := [word for word in asked if word not in KEYS]:
         raise CommandError(f"--by {unknown[0]} is not known; there are {', '.join(KEYS)}.", exit_code=BAD_USAGE)
     return [key for key in KEYS if key in asked]
@@ -75,9 +75,10 @@ def day(text: str, *, option: str) -> datetime:
     return read
 
 
-def _nothing_yet(since: str) -> str:
-    if since:
-        return f"No quoted batch has ended since {since}. next: parley accuracy, without --since"
+def _nothing_yet(since: str, provider: str) -> str:
+    narrowed = [*([f"at {provider}"] if provider else []), *([f"since {since}"] if since else [])]
+    if narrowed:
+        return f"No quoted batch has ended {' '.join(narrowed)}. next: parley accuracy, without these options"
     return "No quoted batch has ended yet. next: parley start spec.yaml, and this again when it has ended"
 
 
@@ -116,31 +117,34 @@ def _plain_rows(slice: quote_pb2.AccuracySlice) -> list[list[str]]:
 
 
 def _figures(slice: quote_pb2.AccuracySlice) -> Iterator[tuple[str, ...]]:
+    """Of cost and of time. What was quoted as nothing has no score, and no interval either."""
     percent = words.percent
-    yield (
-        "cost",
-        percent(slice.cost_bias, places=1, signed=True),
-        percent(slice.cost_mape, places=1),
-        percent(slice.cost_within_10_percent),
-        percent(slice.cost_coverage_80),
-        f"{100 * slice.cost_coverage_80_low:.0f}",
-        f"{100 * slice.cost_coverage_80_high:.0f}",
-        percent(slice.cost_coverage_95),
-        _dollars(slice.cost_pinball_loss),
-        _dollars(slice.cost_interval_score),
-    )
-    yield (
-        "time",
-        percent(slice.time_bias, places=1, signed=True),
-        percent(slice.time_mape, places=1),
-        percent(slice.time_within_20_percent),
-        percent(slice.time_coverage_80),
-        f"{100 * slice.time_coverage_80_low:.0f}",
-        f"{100 * slice.time_coverage_80_high:.0f}",
-        percent(slice.time_coverage_95),
-        words.span(slice.time_pinball_loss),
-        words.span(slice.time_interval_score),
-    )
+    if slice.cost_coverage_80_high:
+        yield (
+            "cost",
+            percent(slice.cost_bias, places=1, signed=True),
+            percent(slice.cost_mape, places=1),
+            percent(slice.cost_within_10_percent),
+            percent(slice.cost_coverage_80),
+            f"{100 * slice.cost_coverage_80_low:.0f}",
+            f"{100 * slice.cost_coverage_80_high:.0f}",
+            percent(slice.cost_coverage_95),
+            _dollars(slice.cost_pinball_loss),
+            _dollars(slice.cost_interval_score),
+        )
+    if slice.time_coverage_80_high:
+        yield (
+            "time",
+            percent(slice.time_bias, places=1, signed=True),
+            percent(slice.time_mape, places=1),
+            percent(slice.time_within_20_percent),
+            percent(slice.time_coverage_80),
+            f"{100 * slice.time_coverage_80_low:.0f}",
+            f"{100 * slice.time_coverage_80_high:.0f}",
+            percent(slice.time_coverage_95),
+            words.span(slice.time_pinball_loss),
+            words.span(slice.time_interval_score),
+        )
 
 
 def _dollars(value: float) -> str:

@@ -52,6 +52,7 @@ app = typer.Typer(
 Batch = Annotated[str, typer.Argument(metavar="BATCH", help="its id, as `parley list` shows it")]
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="the spec file")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="may be given many times")]
+Provider = Annotated[str, typer.Option(metavar="URL", help="only of this provider, such as https://api.anthropic.com")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="start without a question, whatever it costs")]
 
 
@@ -370,6 +371,7 @@ def accuracy(
         list[str] | None, typer.Option(help="model, tier or month; may be combined, as in tier,month")
     ] = None,
     since: Annotated[str, typer.Option(metavar="DATE", help="only batches that ended from then on (UTC)")] = "",
+    provider: Provider = "",
 ) -> None:
     """Say how good past quotes were.
 
@@ -377,13 +379,14 @@ def accuracy(
     """
     from parley.cli import accuracy
 
-    run(context, lambda session: accuracy.accuracy(session, quote, by=by or (), since=since))
+    run(context, lambda session: accuracy.accuracy(session, quote, by=by or (), since=since, provider=provider))
 
 
 @app.command()
 def history(
     context: typer.Context,
     model: Annotated[list[str] | None, typer.Option(help="only calls of this model; may be given many times")] = None,
+    provider: Provider = "",
 ) -> None:
     """Show what calls took so far, by tier and model.
 
@@ -391,7 +394,7 @@ def history(
     """
     from parley.cli import history
 
-    run(context, lambda session: history.history(session, models=model or ()))
+    run(context, lambda session: history.history(session, models=model or (), provider=provider))
 
 
 @app.command()

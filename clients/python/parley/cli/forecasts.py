@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from parley import money
 from parley.cli import words
-from parley.v1 import batch_pb2
+from parley.v1 import batch_pb2, quote_pb2
 
 # How a figure is marked that the estimator could not renew.
 LAST_KNOWN = " (last known)"
@@ -43,9 +43,8 @@ def budget(batch: batch_pb2.Batch) -> str:
 
 def rest(batch: batch_pb2.Batch) -> str:
     """What a pilot says of the rest: only at a checkpoint, and where the quote was refined by it."""
-    at_checkpoint = any(hold.reason == batch_pb2.HOLD_REASON_CHECKPOINT for hold in batch.holds)
     forecast = batch.forecast
-    if not (at_checkpoint and batch.refined_quote and forecast.HasField("projected_cost")):
+    if not (_at_checkpoint(batch) and batch.refined_quote and forecast.HasField("projected_cost")):
         return ""
     spent = money.to_nanos(batch.spend.confirmed) + money.to_nanos(batch.spend.possibly_spent)
     rest_nanos = max(0, money.to_nanos(forecast.projected_cost) - spent)
@@ -56,9 +55,33 @@ def rest(batch: batch_pb2.Batch) -> str:
     return f"{told}; resume to go on: parley resume {words.bare_id(batch.name)}"
 
 
+def refined(batch: batch_pb2.Batch, by: batch_pb2.QuoteRefined) -> batch_pb2.Batch:
+    """The batch as its pilot tells it: its own forecast may be from before it held, and come a moment later."""
+    if batch.refined_quote != by.quote or not _at_checkpoint(batch) or not by.HasField("projected_cost"):
+        return batch
+    quantiles = [
+        quote_pb2.CostRange.Quantile(p=p, value=value)
+        for p, value in ((0.1, by.projected_cost_p10), (0.9, by.projected_cost_p90))
+    ]
+    told = batch_pb2.Batch()
+    told.CopyFrom(batch)
+    told.forecast.projected_cost.CopyFrom(by.projected_cost)
+    told.forecast.cost.CopyFrom(quote_pb2.CostRange(quantiles=quantiles))
+    if told.forecast.time_left != by.time_left:
+        # The range belongs to another mean.
+        told.forecast.time_left.CopyFrom(by.time_left)
+        told.forecast.ClearField("time")
+    told.forecast.stale = False
+    return told
+
+
+def _at_checkpoint(batch: batch_pb2.Batch) -> bool:
+    return any(hold.reason == batch_pb2.HOLD_REASON_CHECKPOINT for hold in batch.holds)
+
+
 def _left(batch: batch_pb2.Batch) -> tuple[str, str]:
     """Expected value and range; both empty where no call is made."""
-    if batch.state not in words.UNDER_WAY or not batch.HasField("forecast"):
+    if batch.state not in words.UNDER_WAY or not batch.forecast.HasField("time_left"):
         return "", ""
     left_s, between = words.seconds(batch.forecast.time_left), _time(batch.forecast)
     return words.span(left_s) if between else words.clock_time(left_s), between

@@ -15,15 +15,15 @@ COLUMNS = ("", "mean", "sd", "p10", "p50", "p90", "p99")
 PLAIN_COLUMNS = ("tier", "model", "calls", "batches", "failed", "drift", "of", *COLUMNS[1:])
 
 
-async def history(session: Session, *, models: Sequence[str]) -> int:
+async def history(session: Session, *, models: Sequence[str], provider: str) -> int:
     """Tokens and seconds of the observed calls; seconds are those of real speed."""
     async with session.estimating() as client:
-        summary = await client.history(models=models)
+        summary = await client.history(models=models, provider=provider)
     output = session.output
     if output.as_json:
         output.message(summary)
     elif not summary.slices:
-        output.note(_nothing_yet(models))
+        output.note(_nothing_yet(models, provider))
     elif output.live:
         groups = [(_heading(each), _rows(each)) for each in summary.slices]
         output.grouped_table(COLUMNS, groups, right=COLUMNS[1:])
@@ -32,9 +32,10 @@ async def history(session: Session, *, models: Sequence[str]) -> int:
     return OK
 
 
-def _nothing_yet(models: Sequence[str]) -> str:
-    if models:
-        return f"No call of {' or '.join(models)} was observed. next: parley history, without --model"
+def _nothing_yet(models: Sequence[str], provider: str) -> str:
+    narrowed = [*([f"of {' or '.join(models)}"] if models else []), *([f"at {provider}"] if provider else [])]
+    if narrowed:
+        return f"No call {' '.join(narrowed)} was observed. next: parley history, without these options"
     return "No call was observed yet. next: parley start spec.yaml; calls are learned from while it runs"
 
 

@@ -57,9 +57,10 @@ class Scale:
 
 def new_scale(outcomes: Sequence[quote_pb2.ScoredOutcome], *, width: int) -> Scale:
     """From the ranges and the actuals, except for those that are far outside."""
-    half = max([HALF_RANGE_MIN, *(max(1 - each.cost_low_ratio, each.cost_high_ratio - 1) for each in outcomes)])
+    scored = [each for each in outcomes if _is_scored(each)]
+    half = max([HALF_RANGE_MIN, *(max(1 - each.cost_low_ratio, each.cost_high_ratio - 1) for each in scored)])
     reach = HALF_RANGES_SHOWN * half
-    ratios = [each.cost_ratio for each in outcomes]
+    ratios = [each.cost_ratio for each in scored] or [1.0]
     shown = [ratio for ratio in ratios if abs(ratio - 1) <= reach]
     low, high = max(0.0, min([1 - half, *shown])), max([1 + half, *shown])
     # Beyond the ends of all ranges, so that an arrow hides none.
@@ -89,8 +90,14 @@ def _line(outcome: quote_pb2.ScoredOutcome, scale: Scale, marks: Marks, names: i
     name = words.bare_id(outcome.batch)
     name = name if len(name) <= names else f"{name[: names - 1]}~"
     line = Text(f"{name:<{names}}  {words.day(outcome.end_time)[5:]:<5}  {_ratio(outcome.cost_ratio)}  ", no_wrap=True)
-    line.append_text(_bar(outcome, scale, marks))
-    return line.append(f"  {_ratio(outcome.time_ratio)}{'' if outcome.time_held else ' *'}")
+    line.append_text(_bar(outcome, scale, marks) if _is_scored(outcome) else Text(" " * scale.width))
+    missed = outcome.time_ratio and not outcome.time_held
+    return line.append(f"  {_ratio(outcome.time_ratio)}{' *' if missed else ''}")
+
+
+def _is_scored(outcome: quote_pb2.ScoredOutcome) -> bool:
+    """What was quoted as free has no ratios."""
+    return bool(outcome.cost_ratio or outcome.cost_high_ratio)
 
 
 def _bar(outcome: quote_pb2.ScoredOutcome, scale: Scale, marks: Marks) -> Text:
@@ -126,6 +133,9 @@ def _axis(scale: Scale) -> str:
 
 
 def _ratio(ratio: float) -> str:
+    """Without a ratio there was nothing to score."""
+    if not ratio:
+        return "    -"
     return f"{ratio:5.2f}" if ratio < 100 else "  >99"
 
 

@@ -45,6 +45,7 @@ class LiveProgress:
         self._live = Live(console=output.out, auto_refresh=False, transient=False)
         self._utc_now = utc_now
         self._events = LatestEvents()
+        self._refined = batch_pb2.QuoteRefined()
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -59,7 +60,9 @@ class LiveProgress:
         if message.reset:
             self._events.clear()
         self._events.take(message.events)
-        drawn = panel(message.batch, self._events.shown(), width=self._live.console.width, now=self._utc_now())
+        self._refined = latest_refined(message, self._refined)
+        batch = forecasts.refined(message.batch, self._refined)
+        drawn = panel(batch, self._events.shown(), width=self._live.console.width, now=self._utc_now())
         self._live.update(drawn, refresh=True)
 
 
@@ -85,6 +88,13 @@ class LatestEvents:
         return sorted([*self._notable, *latest], key=lambda event: event.number)
 
 
+def latest_refined(
+    message: orchestrator_pb2.WatchBatchResponse, before: batch_pb2.QuoteRefined
+) -> batch_pb2.QuoteRefined:
+    told = [event.quote_refined for event in message.events if event.HasField("quote_refined")]
+    return told[-1] if told else before
+
+
 def is_notable(event: batch_pb2.BatchEvent) -> bool:
     return event.WhichOneof("detail") in NOTABLE
 
@@ -104,6 +114,7 @@ class PlainProgress:
         self._told: tuple[object, ...] | None = None
         self._told_at_s = 0.0
         self._rest = ""
+        self._refined = batch_pb2.QuoteRefined()
 
     def __enter__(self) -> Self:
         return self
@@ -119,19 +130,24 @@ class PlainProgress:
                 self._output.text(f"failed   {words.event(event)}")
             elif is_notable(event):
                 self._output.text(f"note     {words.event(event)}")
-        changed = (message.batch.state, tuple(hold.reason for hold in message.batch.holds))
+        self._refined = latest_refined(message, self._refined)
+        batch = forecasts.refined(message.batch, self._refined)
+        changed = (batch.state, tuple(hold.reason for hold in batch.holds))
         now_s = self._monotonic_s()
-        if changed == self._told and now_s - self._told_at_s < PLAIN_EVERY_S and not message.last:
-            return
-        self._output.text(summary(message.batch))
-        if changed != self._told:
-            for hold in message.batch.holds:
-                self._output.text(f"held     {holds.line(message.batch, hold, self._utc_now())}")
-        rest = forecasts.rest(message.batch)
-        if rest and rest != self._rest:
-            self._output.text(f"pilot    {rest}")
-        self._rest = rest
-        self._told, self._told_at_s = changed, now_s
+        quiet = changed == self._told and now_s - self._told_at_s < PLAIN_EVERY_S and not message.last
+        if not quiet:
+            self._sum_up(batch, with_holds=changed != self._told)
+            self._told, self._told_at_s = changed, now_s
+        # What a pilot says comes a moment after the batch has held.
+        if (rest := forecasts.rest(batch)) != self._rest:
+            self._rest = rest
+            if rest:
+                self._output.text(f"pilot    {rest}")
+
+    def _sum_up(self, batch: batch_pb2.Batch, *, with_holds: bool) -> None:
+        self._output.text(summary(batch))
+        for hold in batch.holds if with_holds else ():
+            self._output.text(f"held     {holds.line(batch, hold, self._utc_now())}")
 
 
 class JsonProgress:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import Callable
+from contextlib import aclosing, suppress
 
 from parley.cli import calls, holds, words
 from parley.cli.failures import HELD, NOT_ALL_MADE, OK
 from parley.cli.progress import new_progress
 from parley.cli.session import Session
 from parley.client import BatchClient
-from parley.v1 import batch_pb2
+from parley.v1 import batch_pb2, orchestrator_pb2
 
 # Holds that a person can judge only by what failed.
 BY_FAILURES = {batch_pb2.HOLD_REASON_TOO_MANY_FAILURES, batch_pb2.HOLD_REASON_STOP_ON_ERROR}
+# What a pilot says of the rest comes from the estimator, once the batch is paused.
+REFINED_WITHIN_S = 5.0
 
 
 async def watch(session: Session, name: str) -> int:
@@ -26,12 +29,15 @@ async def watch_batch(session: Session, client: BatchClient, name: str, *, hints
     # A wrong name or a server that is down is told at once; only a watch that had begun is taken up again.
     batch = await client.get(name)
     messages = client.watch(batch.name, until="settled")
+    refined, token = _refined(batch), ""
     try:
         with new_progress(session.output) as progress:
             async with aclosing(messages):
                 async for message in messages:
-                    batch = message.batch
+                    batch, token = message.batch, message.resume_token or token
                     progress.take(message)
+            if _is_pilot(batch) and batch.refined_quote == refined and not session.output.as_json:
+                batch = await _until_refined(client, batch, token, progress.take)
     except asyncio.CancelledError:
         _tell_left(session, batch)
         raise
@@ -39,6 +45,38 @@ async def watch_batch(session: Session, client: BatchClient, name: str, *, hints
         for line in next_steps(batch):
             session.output.note(f"next: {line}")
     return exit_code(batch)
+
+
+def _is_pilot(batch: batch_pb2.Batch) -> bool:
+    held = any(hold.reason == batch_pb2.HOLD_REASON_CHECKPOINT for hold in batch.holds)
+    return held and batch.state == batch_pb2.BATCH_STATE_PAUSED and bool(batch.quote and batch.counts.generated)
+
+
+def _refined(batch: batch_pb2.Batch) -> str | None:
+    """The refined quote of an earlier checkpoint; None where it holds already, and there is nothing to wait for."""
+    return batch.refined_quote if batch.state != batch_pb2.BATCH_STATE_PAUSED else None
+
+
+async def _until_refined(
+    client: BatchClient,
+    batch: batch_pb2.Batch,
+    resume_token: str,
+    take: Callable[[orchestrator_pb2.WatchBatchResponse], None],
+) -> batch_pb2.Batch:
+    """The batch with its quote made anew, a moment after it held; as it was where the estimator does not answer."""
+    known = batch.refined_quote
+    messages = client.watch(batch.name, resume_token=resume_token, until="ended")
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REFINED_WITHIN_S), aclosing(messages):
+            async for message in messages:
+                # Whoever resumed it has seen enough.
+                if message.batch.state != batch_pb2.BATCH_STATE_PAUSED:
+                    break
+                batch = message.batch
+                take(message)
+                if batch.refined_quote != known:
+                    break
+    return batch
 
 
 def exit_code(batch: batch_pb2.Batch) -> int:
