@@ -87,7 +87,9 @@ def _projection(row: Mapping[Any, Any], counts: batch_pb2.Counts, *, now_us: int
         )
     )
     basis = f"{projected.basis}, without the estimator"
-    forecast = batch_pb2.Forecast(basis=basis, create_time=timestamp(now_us), stale=True)
+    # Only just started, it was not asked for yet. A batch from before there were forecasts is never asked for.
+    stale = row["forecast_stale"] is None or row["forecast_stale"]
+    forecast = batch_pb2.Forecast(basis=basis, create_time=timestamp(now_us), stale=stale)
     forecast.projected_cost.CopyFrom(money(projected.cost_nanos))
     left = duration(projected.time_left_s)
     if left is not None:

@@ -57,15 +57,16 @@ def keep_forecast(batch: str, *, run: int, forecast: bytes) -> Fact[None]:
 
 
 def mark_stale(batch: str, *, with_all: bool = False) -> Fact[None]:
-    """The last forecast stays, and says so; with those of every batch in flight where nobody is there to ask."""
+    """The last forecast stays, and says so, as does our own where there never was one; with those of every batch in
+    flight where nobody is there to ask."""
 
     def fact(tx: Transaction) -> None:
         whose = estimates.c.batch == batch
         if with_all:
             in_flight = select(batches.c.id).where(batches.c.state.in_(_IN_FLIGHT), batches.c.deleted_us.is_(None))
             whose |= estimates.c.batch.in_(in_flight)
-        fresh = (whose, estimates.c.forecast.is_not(None), estimates.c.forecast_stale.is_(False))
-        statement = update(estimates).where(*fresh).values(forecast_stale=True).returning(estimates.c.batch)
+        fresh = update(estimates).where(whose, estimates.c.forecast_stale.is_(False))
+        statement = fresh.values(forecast_stale=True).returning(estimates.c.batch)
         for touched in tx.connection.execute(statement).scalars().all():
             tx.touch(touched)
 

@@ -255,6 +255,8 @@ async def test_the_forecast_of_a_run_is_not_shown_for_the_next_one(tmp_path: Pat
 async def test_before_there_ever_was_one_our_own_projection_stands_in_and_says_so(tmp_path: Path) -> None:
     async with opened(tmp_path / "o.db") as store, corresponding(store, Told(), f"unix:{tmp_path}/no.sock") as both:
         batch = await running(store, quoted_cost_nanos=800, quoted_duration_s=40.0)
+        # Nobody was asked yet.
+        assert not (await both.shown(batch)).forecast.stale
         await both.forecasts.refresh()
         shown = (await both.shown(batch)).forecast
     assert (shown.stale, shown.basis) == (True, "the quote, without the estimator")
