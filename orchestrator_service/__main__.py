@@ -45,6 +45,8 @@ from orchestrator_service.watch import Watchers
 
 # Plans of batches that run or are read; a plan takes tens of milliseconds and no memory per conversation.
 PLANS_KEPT = 16
+# What is made in less time is done before its forecast.
+FIRST_FORECAST_S = 2.0
 # New objects between two collections of the young ones; Python's own is 700.
 COLLECT_EVERY = 20_000
 
@@ -105,7 +107,7 @@ async def serve(settings: Settings) -> None:
         await _recover(supervisor, server, settings)
         aside = [
             asyncio.create_task(Outbox(database, estimator, clock, rested=tools.rested, rate=tools.rate).run()),
-            asyncio.create_task(Forecasts(database, estimator, clock).run()),
+            asyncio.create_task(Forecasts(database, estimator, clock, first_after_s=FIRST_FORECAST_S).run()),
             asyncio.create_task(HoldSweep(database, supervisor, daily=tools.daily, clock=clock).run()),
             # The pace must be known before the first call; serving does not wait for the seconds that its import takes.
             asyncio.create_task(_warm_up(provider)),

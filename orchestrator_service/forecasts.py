@@ -24,8 +24,8 @@ PERIOD_S = 1.0
 # Of one batch: at most this often, and then only where something ended or changed, and else this seldom.
 SOONEST_S = 2.0
 LATEST_S = 10.0
-# An answer that took long is one that cost its maker much: of a batch's time it may take a tenth.
-PAUSE_FACTOR = 10
+# An answer that took long is one that cost its maker much: of a batch's time it may take a twentieth.
+PAUSE_FACTOR = 20
 # Over all batches: questions at the same time, and those of one round; the others come in the next one.
 IN_FLIGHT_MAX = 2
 ROUND_MAX = 20
@@ -55,10 +55,13 @@ class _Asked:
 class Forecasts:
     """A batch never waits for it: without an answer its last forecast stays, and says that it is stale."""
 
-    def __init__(self, database: Database, estimator: Estimator, clock: Clock) -> None:
+    def __init__(self, database: Database, estimator: Estimator, clock: Clock, *, first_after_s: float = 0.0) -> None:
+        """`first_after_s`: so long the quote of a batch stands; one that is made by then needs no forecast."""
         self._database = database
         self._estimator = estimator
         self._clock = clock
+        self._first_after_s = first_after_s
+        self._seen_s: dict[str, float] = {}
         self._asked: dict[str, _Asked] = {}
 
     async def run(self) -> None:
@@ -81,8 +84,10 @@ class Forecasts:
         # Of what is under way no more nothing is kept.
         self._asked = {seen.id: self._asked[seen.id] for seen in found if seen.id in self._asked}
         now_s = self._clock.monotonic_s()
+        self._seen_s = {seen.id: self._seen_s.get(seen.id, now_s) for seen in found}
         waited_s = {seen.id: now_s - self._asked[seen.id].time_s for seen in found if seen.id in self._asked}
-        due = [seen for seen in found if self._is_due(seen, waited_s.get(seen.id))]
+        known = [seen for seen in found if now_s - self._seen_s[seen.id] >= self._first_after_s]
+        due = [seen for seen in known if self._is_due(seen, waited_s.get(seen.id))]
         return sorted(due, key=lambda seen: waited_s.get(seen.id, now_s), reverse=True)[:ROUND_MAX]
 
     def _is_due(self, seen: UnderWay, waited_s: float | None) -> bool:

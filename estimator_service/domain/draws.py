@@ -63,9 +63,11 @@ class BatchDraws:
     by_model: dict[str, ModelDraws]
 
 
-def draw_batch(estimates: Sequence[GroupEstimate], *, seed: int) -> BatchDraws:
+def draw_batch(
+    estimates: Sequence[GroupEstimate], *, seed: int, draws_min: int = DRAWS_MIN, values_max: int = VALUES_MAX
+) -> BatchDraws:
     total = sum(_sampled(each.group.count, _total(estimates)) for each in estimates)
-    draws = min(DRAWS, max(DRAWS_MIN, VALUES_MAX // max(total, 1)))
+    draws = min(DRAWS, max(draws_min, values_max // max(total, 1)))
     learned = {each.group.model: each.learned for each in estimates}
     return BatchDraws(
         draws,

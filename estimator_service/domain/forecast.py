@@ -21,6 +21,9 @@ from estimator_service.domain.workload import Workload
 
 # The seconds of what is in flight are drawn call by call; of more of them, the oldest say enough.
 IN_FLIGHT_MAX = 1_000
+# It is made again every few seconds, beside the batch: of a large one fewer draws than a quote has.
+DRAWS_MIN = 300
+VALUES_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,8 @@ def forecast(
     rates = {rate.model: rate for rate in table.rates(remaining.models, time=now)}
     ages = _ages_s(remaining, in_flight)
     estimates = estimate_groups(remaining, rates, history, batch=batch, ages_s=_by_key(remaining, ages))
-    outlook = _outlook(remaining, estimates, ages, draws.draw_batch(estimates, seed=seed))
+    drawn = draws.draw_batch(estimates, seed=seed, draws_min=DRAWS_MIN, values_max=VALUES_MAX)
+    outlook = _outlook(remaining, estimates, ages, drawn)
     cost = outlook.cost_nanos + spent_nanos
     budget = remaining.budget_nanos
     return Forecast(

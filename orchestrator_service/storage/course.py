@@ -17,7 +17,7 @@ from orchestrator_service.storage.tables import batches, calls, estimates, tiers
 # As many as a request takes.
 IN_FLIGHT_MAX = 1_000
 # A forecast counts the rest from what was recorded.
-FINISHED_MAX = 2_000
+FINISHED_MAX = 500
 
 
 @dataclass(frozen=True, kw_only=True)

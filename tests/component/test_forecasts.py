@@ -15,7 +15,7 @@ from storage_fixtures import COST, RESERVE, Store, opened
 from told_estimator import AWAY, QUOTE, Correspondence, Told, corresponding, forecast, start, telling
 
 from orchestrator_service.convert.values import money, nanos
-from orchestrator_service.forecasts import IN_FLIGHT_MAX, LATEST_S, PAUSE_FACTOR, ROUND_MAX, SOONEST_S
+from orchestrator_service.forecasts import IN_FLIGHT_MAX, LATEST_S, PAUSE_FACTOR, ROUND_MAX, SOONEST_S, Forecasts
 from orchestrator_service.storage.recovery import recover
 
 pytestmark = pytest.mark.anyio
@@ -323,3 +323,17 @@ def refusing(reason: str, batch: str) -> Callable[[Any], Exception | None]:
 async def after(both: Correspondence, seconds: float) -> None:
     both.clock.step(seconds)
     await both.forecasts.refresh()
+
+
+async def test_a_batch_that_has_only_just_begun_is_left_to_its_quote(tmp_path: Path) -> None:
+    told = Told()
+    async with opened(tmp_path / "o.db") as store, corresponding(store, told) as both:
+        patient = Forecasts(store.database, both.estimator, both.clock, first_after_s=5.0)
+        await running(store)
+        await patient.refresh()
+        both.clock.step(4.9)
+        await patient.refresh()
+        assert not told.forecasts
+        both.clock.step(0.2)
+        await patient.refresh()
+        assert len(told.forecasts) == 1

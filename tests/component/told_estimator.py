@@ -145,6 +145,7 @@ class Correspondence:
     news: News
     clock: SteppedClock
     rested: Bell
+    estimator: Estimator
     outbox: Outbox
     forecasts: Forecasts
 
@@ -164,7 +165,8 @@ async def corresponding(store: Store, told: Told, address: str | None = None) ->
     async with open_channel(ChannelSettings(target=address)) as channel:
         estimator = Estimator(channel, address=address, database=store.database)
         outbox = Outbox(store.database, estimator, clock, rested=rested, rate=lambda stored: RATE if stored else None)
-        yield Correspondence(store, told, news, clock, rested, outbox, Forecasts(store.database, estimator, clock))
+        forecasts = Forecasts(store.database, estimator, clock)
+        yield Correspondence(store, told, news, clock, rested, estimator, outbox, forecasts)
 
 
 async def start(store: Store, tiers: Mapping[str, int] | None = None, **values: Any) -> str:
