@@ -193,13 +193,17 @@ class Estimator:
             }
             histories[provider] = await self._history(sorted(models), provider)
         now = self._now()
+        # Many quotes are of one spec, asked for again and again.
+        expected_nanos: dict[Workload, int] = {}
         reasons = await asyncio.to_thread(
-            lambda: [self._stale_reason(each, histories[each.workload.provider], now) for each in found]
+            lambda: [self._stale_reason(each, histories[each.workload.provider], now, expected_nanos) for each in found]
         )
         for each, reason in zip(found, reasons, strict=True):
             each.stale, each.stale_reason = bool(reason), reason
 
-    def _stale_reason(self, each: quote_pb2.Quote, history: History, now: datetime) -> str:
+    def _stale_reason(
+        self, each: quote_pb2.Quote, history: History, now: datetime, expected_nanos: dict[Workload, int]
+    ) -> str:
         return stale_reason(
             age=now - each.create_time.ToDatetime(UTC),
             workload=convert.workload(each.workload),
@@ -208,6 +212,7 @@ class Estimator:
             table=self._table,
             history=history,
             now=now,
+            expected_nanos=expected_nanos,
         )
 
 

@@ -135,15 +135,21 @@ def stale_reason(
     table: RateTable,
     history: History,
     now: datetime,
+    expected_nanos: dict[Workload, int] | None = None,
 ) -> str:
-    """Why a fresh quote would differ from the one with this version and mean; empty where it would not."""
+    """Why a fresh quote would differ from the one with this version and mean; empty where it would not.
+
+    `expected_nanos` keeps what was estimated for quotes of the same workload and history.
+    """
     if age > AGE_MAX:
         return "it is older than 24 hours"
     used = table.rates(workload.models, time=now)
     if rates.version(used) != version:
         return f"prices changed: the rates were version {version} and are {rates.version(used)}"
-    estimates = estimate_groups(workload, {rate.model: rate for rate in used}, history)
-    moved = expected_cost_nanos(estimates) - cost_mean_nanos
+    known = {} if expected_nanos is None else expected_nanos
+    if workload not in known:
+        known[workload] = expected_cost_nanos(estimate_groups(workload, {rate.model: rate for rate in used}, history))
+    moved = known[workload] - cost_mean_nanos
     if abs(moved) > COST_MOVE_MAX * cost_mean_nanos:
         return f"observed calls moved the expected cost by {moved / max(cost_mean_nanos, 1):+.0%}"
     return ""

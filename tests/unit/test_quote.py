@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -363,3 +364,27 @@ def test_a_group_id_that_comes_twice_is_refused_by_its_field() -> None:
     assert isinstance(failure.value, EstimatorError)
     assert failure.value.reason == "INVALID_FIELD"
     assert [violation.field for violation in failure.value.violations] == ["workload.groups[1].id"]
+
+
+def test_quotes_of_one_workload_are_estimated_once() -> None:
+    known: dict[Workload, int] = {}
+    asked: dict[str, Any] = {"age": timedelta(), "table": TABLE, "history": NOTHING_SEEN, "now": NOW}
+    made = figures(mixed())
+    for _ in range(2):
+        reason = stale_reason(
+            workload=mixed(),
+            version=made.rates_version,
+            cost_mean_nanos=made.cost.mean_nanos,
+            expected_nanos=known,
+            **asked,
+        )
+        assert reason == ""
+    assert known == {mixed(): made.cost.mean_nanos}
+    known[mixed()] *= 2
+    assert "+100%" in stale_reason(
+        workload=mixed(),
+        version=made.rates_version,
+        cost_mean_nanos=made.cost.mean_nanos,
+        expected_nanos=known,
+        **asked,
+    )
