@@ -26,13 +26,14 @@ from google.type import money_pb2
 from grpc import aio
 
 from parley import requests
+from parley.connection import Connection
 from parley.downloads import Download, ExportedFiles
 from parley.exceptions import ParleyError, Unavailable, from_wire
 from parley.v1 import batch_pb2, conversation_pb2, orchestrator_pb2
 from parley.v1.orchestrator_pb2_grpc import BatchOrchestratorStub
 from parley.watching import PATIENCE_S, BatchesWatch, BatchWatch, EventsMissing, GiveUp, Patience, Reconnect
 from parley.wire import clock
-from parley.wire.channel import ChannelSettings, open_channel
+from parley.wire.channel import ChannelSettings
 from parley.wire.errors import WireError, read_error
 
 TARGET_DEFAULT = "127.0.0.1:7460"
@@ -60,28 +61,25 @@ class BatchClient:
         sleep_s: Callable[[float], Awaitable[None]] = clock.sleep_s,
     ) -> None:
         """`timeout_s` bounds a call, `patience_s` how long a watch tries to come back to a server that is gone."""
-        self._settings = channel_settings(target, token=token, tls_ca_file=tls_ca_file)
-        self._timeout_s = timeout_s
+        settings = channel_settings(target, token=token, tls_ca_file=tls_ca_file)
+        self._connection = Connection(settings, owner="BatchClient", timeout_s=timeout_s)
         self._patience_s = patience_s
         self._chance = chance or random.Random()
         self._monotonic_s = monotonic_s
         self._sleep_s = sleep_s
-        self._channel: aio.Channel | None = None
 
     @property
     def target(self) -> str:
-        return self._settings.target
+        return self._connection.target
 
     async def __aenter__(self) -> Self:
-        self._channel = open_channel(self._settings)
+        self._connection.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        await self._connection.close()
 
     async def quote(
         self, spec: batch_pb2.BatchSpec, *, sample_prompts: int = 0, owner: str = ""
@@ -321,17 +319,11 @@ class BatchClient:
     async def _unary(
         self, method: aio.UnaryUnaryMultiCallable[Request, Response], request: Request, *, slow: bool = False
     ) -> Response:
-        timeout_s = max(self._timeout_s, TIMEOUT_SLOW_S) if slow else self._timeout_s
-        try:
-            return await method(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise from_wire(read_error(error)) from error
+        return await self._connection.unary(method, request, timeout_least_s=TIMEOUT_SLOW_S if slow else 0.0)
 
     @property
     def _stub(self) -> BatchOrchestratorStub:
-        if self._channel is None:
-            raise RuntimeError("BatchClient is used as `async with BatchClient() as client:`")
-        return BatchOrchestratorStub(self._channel)
+        return BatchOrchestratorStub(self._connection.channel)
 
 
 def channel_settings(

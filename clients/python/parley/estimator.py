@@ -16,18 +16,15 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
-import grpc
 from google.protobuf import duration_pb2
 from google.type import money_pb2
-from grpc import aio
 
 from parley import requests
 from parley.client import TIMEOUT_S, channel_settings
-from parley.exceptions import from_wire
+from parley.connection import Connection
 from parley.v1 import batch_pb2, estimator_pb2, quote_pb2
 from parley.v1.estimator_pb2_grpc import BatchEstimatorStub
-from parley.wire.channel import ChannelSettings, open_channel
-from parley.wire.errors import read_error
+from parley.wire.channel import ChannelSettings
 
 TARGET_DEFAULT = "127.0.0.1:7461"
 
@@ -51,24 +48,21 @@ class EstimatorClient:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         """`timeout_s` bounds a call."""
-        self._settings = estimator_settings(target, token=token, tls_ca_file=tls_ca_file)
-        self._timeout_s = timeout_s
-        self._channel: aio.Channel | None = None
+        settings = estimator_settings(target, token=token, tls_ca_file=tls_ca_file)
+        self._connection = Connection(settings, owner="EstimatorClient", timeout_s=timeout_s)
 
     @property
     def target(self) -> str:
-        return self._settings.target
+        return self._connection.target
 
     async def __aenter__(self) -> Self:
-        self._channel = open_channel(self._settings)
+        self._connection.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        await self._connection.close()
 
     async def create_quote(
         self,
@@ -92,11 +86,13 @@ class EstimatorClient:
             owner=owner,
             batch=requests.batch_name(batch) if batch else "",
         )
-        return await self._unary(self._stub.CreateQuote, request)
+        return await self._connection.unary(self._stub.CreateQuote, request)
 
     async def get_quote(self, name: str) -> quote_pb2.Quote:
         """A quote, with `stale` judged now."""
-        return await self._unary(self._stub.GetQuote, estimator_pb2.GetQuoteRequest(name=requests.quote_name(name)))
+        return await self._connection.unary(
+            self._stub.GetQuote, estimator_pb2.GetQuoteRequest(name=requests.quote_name(name))
+        )
 
     async def list_quotes(
         self, *, owner: str = "", page_size: int = requests.PAGE_SIZE
@@ -105,7 +101,7 @@ class EstimatorClient:
         token = ""
         while True:
             request = estimator_pb2.ListQuotesRequest(owner=owner, page_token=token, page_size=page_size)
-            page = await self._unary(self._stub.ListQuotes, request)
+            page = await self._connection.unary(self._stub.ListQuotes, request)
             for quote in page.quotes:
                 yield quote
             if not (token := page.next_page_token):
@@ -134,14 +130,14 @@ class EstimatorClient:
             elapsed=_duration(elapsed),
             seed=seed,
         )
-        return await self._unary(self._stub.ForecastBatch, request)
+        return await self._connection.unary(self._stub.ForecastBatch, request)
 
     async def record_observations(
         self, observations: Sequence[quote_pb2.Observation]
     ) -> estimator_pb2.RecordObservationsResponse:
         """Stores what calls took: all of at most 1,000 or none, each once. Raises Conflict for one that differs."""
         request = estimator_pb2.RecordObservationsRequest(observations=observations)
-        return await self._unary(self._stub.RecordObservations, request)
+        return await self._connection.unary(self._stub.RecordObservations, request)
 
     async def record_outcome(
         self, quote: str, batch: str, actuals: quote_pb2.Actuals, *, ended: datetime | None = None
@@ -153,12 +149,12 @@ class EstimatorClient:
             actuals=actuals,
             end_time=requests.timestamp(ended),
         )
-        return (await self._unary(self._stub.RecordOutcome, request)).recorded
+        return (await self._connection.unary(self._stub.RecordOutcome, request)).recorded
 
     async def compare(self, quote: str, actuals: quote_pb2.Actuals | None = None) -> estimator_pb2.CompareQuoteResponse:
         """A quote and what happened, by group and by cause. Raises NotFound while nothing is known of its batch."""
         request = estimator_pb2.CompareQuoteRequest(name=requests.quote_name(quote), actuals=actuals)
-        return await self._unary(self._stub.CompareQuote, request)
+        return await self._connection.unary(self._stub.CompareQuote, request)
 
     async def accuracy(
         self,
@@ -175,31 +171,23 @@ class EstimatorClient:
             group_by=group_by,
             provider=provider,
         )
-        return await self._unary(self._stub.SummarizeAccuracy, request)
+        return await self._connection.unary(self._stub.SummarizeAccuracy, request)
 
     async def history(
         self, *, models: Sequence[str] = (), provider: str = ""
     ) -> estimator_pb2.SummarizeHistoryResponse:
         """What calls took so far, by tier and model."""
         request = estimator_pb2.SummarizeHistoryRequest(models=models, provider=provider)
-        return await self._unary(self._stub.SummarizeHistory, request)
+        return await self._connection.unary(self._stub.SummarizeHistory, request)
 
     async def rates(self, models: Sequence[str] = (), *, at: datetime | None = None) -> quote_pb2.RateCard:
         """The prices in force, or those of another time."""
         request = estimator_pb2.ListRatesRequest(models=models, time=requests.timestamp(at))
-        return (await self._unary(self._stub.ListRates, request)).rate_card
-
-    async def _unary(self, method: aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
-        try:
-            return await method(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise from_wire(read_error(error)) from error
+        return (await self._connection.unary(self._stub.ListRates, request)).rate_card
 
     @property
     def _stub(self) -> BatchEstimatorStub:
-        if self._channel is None:
-            raise RuntimeError("EstimatorClient is used as `async with EstimatorClient() as client:`")
-        return BatchEstimatorStub(self._channel)
+        return BatchEstimatorStub(self._connection.channel)
 
 
 def estimator_settings(target: str | None, *, token: str | None, tls_ca_file: str | None) -> ChannelSettings:
