@@ -181,7 +181,7 @@ def call_seen(each: Observation) -> CallSeen | None:
             prompt_fingerprint=each.prompt_fingerprint,
             turn_by_turn=each.purpose is Purpose.TURN,
         ),
-        batch=each.batch or _day(each.end_time),
+        batch=each.batch or day_of(each.end_time),
         kind=kind_of(each.outcome, paid=prompt + each.output_tokens > 0, answered=each.output_tokens > 0),
         input_tokens=prompt,
         output_tokens=each.output_tokens,
@@ -193,7 +193,7 @@ def call_seen(each: Observation) -> CallSeen | None:
     )
 
 
-def _day(time: datetime | None) -> str:
+def day_of(time: datetime | None) -> str:
     """Calls of no batch are taken together by their day."""
     return "" if time is None else f"{time:%Y-%m-%d}"
 

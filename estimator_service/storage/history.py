@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,12 @@ from estimator_service.domain.history import (
     History,
     Kind,
     columns_of,
+    day_of,
     joined,
 )
 from estimator_service.domain.observation import Outcome, Purpose
 from estimator_service.storage.tables import observations
+from estimator_service.storage.times import EPOCH, MICROSECOND
 
 # Of each model; older ones are not read, so that a quote takes as long after a million calls as after these.
 CALLS_MAX = 10_000
@@ -92,9 +93,8 @@ def _history(rows: Sequence[tuple[Any, ...]]) -> History:
     key = [keys.setdefault(each, len(keys)) for each in zip(*columns[: len(_KEY)], strict=True)]
     named, seen_us, kind, *figures = columns[len(_KEY) :]
     batches: dict[str, int] = {}
-    batch = [
-        batches.setdefault(name or _day(time_us), len(batches)) for name, time_us in zip(named, seen_us, strict=True)
-    ]
+    of_batch = (name or day_of(EPOCH + time_us * MICROSECOND) for name, time_us in zip(named, seen_us, strict=True))
+    batch = [batches.setdefault(name, len(batches)) for name in of_batch]
     return History(
         keys=tuple(_key(each) for each in keys),
         batches=tuple(batches),
@@ -115,8 +115,3 @@ def _key(row: tuple[Any, ...]) -> CallKey:
         prompt_fingerprint=fingerprint,
         turn_by_turn=bool(turn_by_turn),
     )
-
-
-def _day(time_us: int) -> str:
-    """Calls of no batch are taken together by their day."""
-    return f"{datetime.fromtimestamp(time_us / _US_PER_S, UTC):%Y-%m-%d}"
