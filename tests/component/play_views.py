@@ -75,7 +75,7 @@ def model_view(batch: Batch) -> dict[str, Any]:
 
 def stored_view(file: sqlite3.Connection, batch: str) -> dict[str, Any]:
     def ask(columns: str, table: str, order: str) -> list[tuple[Any, ...]]:
-        sql = f"SELECT {columns} FROM {table} WHERE batch = ? ORDER BY {order}"  # noqa: S608
+        sql = f"SELECT {columns} FROM {table} WHERE batch = ? ORDER BY {order}"  # noqa: S608  our own text
         return file.execute(sql, (batch,)).fetchall()
 
     (row,) = _rows(file, "SELECT * FROM batches WHERE id = ?", batch)

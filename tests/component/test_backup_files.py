@@ -64,7 +64,7 @@ class Machine:
 
     def write_estimator(self, said: str) -> None:
         change(self.estimator, "CREATE TABLE IF NOT EXISTS quotes (said TEXT)", "DELETE FROM quotes")
-        change(self.estimator, f"INSERT INTO quotes VALUES ('{said}')")  # noqa: S608
+        change(self.estimator, f"INSERT INTO quotes VALUES ('{said}')")  # noqa: S608  our own text
 
     def estimator_says(self) -> str:
         return ask(self.estimator, "SELECT said FROM quotes")[0][0]

@@ -194,7 +194,7 @@ async def test_calls_that_were_recorded_before_the_migration_are_kept(tmp_path: 
     old += "30000000, NULL, 1.0, '', '', '', 0, {}, 1790000000000000"
     with closing(sqlite3.connect(database)) as connection, connection:
         for number, ended_us in ((1, "NULL"), (2, "1780000000000000")):
-            connection.execute(f"INSERT INTO observations ({columns}) VALUES ({old.format(number, ended_us)})")  # noqa: S608
+            connection.execute(f"INSERT INTO observations ({columns}) VALUES ({old.format(number, ended_us)})")  # noqa: S608  our own text
     async with estimator(database) as served:
         again = await served.stub.RecordObservations(record(observed(1), observed(3)))
     assert (again.recorded, again.duplicates) == (1, 1)

@@ -278,7 +278,7 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
     ),
     "the price of a call": (
         [
-            f"INSERT INTO rates VALUES ('other', 'm', '{FREE_OUTPUT}')",  # noqa: S608
+            f"INSERT INTO rates VALUES ('other', 'm', '{FREE_OUTPUT}')",  # noqa: S608  our own text
             "UPDATE calls SET rate_version = 'other' WHERE id = 1",
         ],
         ["Batch b1: call 1: cost_nanos: stored 60, recomputed 20."],
@@ -378,7 +378,7 @@ def test_differences_are_counted_and_only_the_first_hundred_shown(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     days = "WITH RECURSIVE days(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM days WHERE n < 150) SELECT n FROM days"
-    change(path, f"INSERT INTO daily_spend SELECT n, 'bob', 1, 0, 0 FROM ({days})")  # noqa: S608
+    change(path, f"INSERT INTO daily_spend SELECT n, 'bob', 1, 0, 0 FROM ({days})")  # noqa: S608  our own text
     said = verify(capsys, path)
     assert (said.code, len(said.out)) == (1, 101)
     assert said.out[0] == "spend of bob on day 1: confirmed_nanos: stored 1, recomputed 0."
