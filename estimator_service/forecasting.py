@@ -18,6 +18,7 @@ from estimator_service.domain.history import History, call_seen
 from estimator_service.domain.observation import Observation
 from estimator_service.domain.rates import RateTable
 from estimator_service.domain.workload import Workload
+from estimator_service.owners import owner_seen
 from estimator_service.storage import history, observations, quotes
 from estimator_service.storage.database import Database
 from estimator_service.workers import Workers
@@ -61,8 +62,7 @@ class Forecasts:
         if not name:
             return
         id = name.removeprefix("quotes/")
-        owner = "" if caller.may_act_for_others else caller.name
-        if id not in await self._database.read(partial(quotes.known_ids, ids={id}, owner=owner)):
+        if id not in await self._database.read(partial(quotes.known_ids, ids={id}, owner=owner_seen(caller))):
             raise QuoteNotFound(name, field="quote")
 
     async def _history(self, remaining: Workload, finished: Sequence[Observation], *, batch: str) -> History:

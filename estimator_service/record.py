@@ -18,6 +18,7 @@ from estimator_service.domain.calibration import PastRange, calibrate
 from estimator_service.domain.compare import Actual, CallsSeen
 from estimator_service.domain.errors import EstimatorError, QuoteNotFound
 from estimator_service.domain.summary import summarize_calls
+from estimator_service.owners import owner_seen
 from estimator_service.storage import calls, observations, outcomes, quotes
 from estimator_service.storage.database import Database
 from estimator_service.storage.outcomes import NewOutcome, StoredOutcome, Wanted
@@ -46,7 +47,7 @@ class Record:
         rules.check(request)
         now = self._now()
         told = convert_record.observations(request.observations, now=now)
-        fact = partial(observations.insert_observations, told=told, owner=_owner_seen(caller), now=now)
+        fact = partial(observations.insert_observations, told=told, owner=owner_seen(caller), now=now)
         recorded = await self._database.write(fact)
         return estimator_pb2.RecordObservationsResponse(recorded=recorded, duplicates=len(told) - recorded)
 
@@ -85,7 +86,7 @@ class Record:
     ) -> estimator_pb2.SummarizeAccuracyResponse:
         rules.check(request)
         wanted = Wanted(
-            owner=_owner_seen(caller),
+            owner=owner_seen(caller),
             provider=request.provider or None,
             start_time=convert.time(request.start_time, "start_time") if request.HasField("start_time") else None,
             end_time=convert.time(request.end_time, "end_time") if request.HasField("end_time") else None,
@@ -132,7 +133,7 @@ class Record:
     async def _quote(self, name: str, caller: Identity, *, field: str = "") -> quote_pb2.Quote:
         """As it was promised."""
         stored = await self._database.read(partial(quotes.get_quote, id=name.removeprefix("quotes/")))
-        if stored is None or _owner_seen(caller) not in ("", stored.owner):
+        if stored is None or owner_seen(caller) not in ("", stored.owner):
             raise QuoteNotFound(name, field=field)
         return quote_pb2.Quote.FromString(stored.body)
 
@@ -186,8 +187,3 @@ def _ranges(stored: Sequence[StoredOutcome]) -> list[tuple[PastRange, PastRange]
 def _scorable(stored: Sequence[StoredOutcome]) -> list[tuple[StoredOutcome, quote_pb2.Quote]]:
     read = [(each, quote_pb2.Quote.FromString(each.body)) for each in stored]
     return [(each, quote) for each, quote in read if convert_scores.is_scorable(quote, each.actual)]
-
-
-def _owner_seen(caller: Identity) -> str:
-    """Whose quotes and outcomes the caller sees; empty: everyone's."""
-    return "" if caller.may_act_for_others else caller.name

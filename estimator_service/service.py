@@ -16,12 +16,13 @@ from parley.wire import rules
 from parley.wire.auth import Identity
 
 from estimator_service import convert, pages
-from estimator_service.domain.errors import EstimatorError
+from estimator_service.domain.errors import EstimatorError, QuoteNotFound
 from estimator_service.domain.history import History
 from estimator_service.domain.quote import AS_DRAWN, Calibration, quote, stale_reason
 from estimator_service.domain.rates import RateTable
 from estimator_service.domain.workload import Workload
 from estimator_service.forecasting import Forecasts
+from estimator_service.owners import owner_of, owner_seen
 from estimator_service.record import Record
 from estimator_service.storage import history, quotes
 from estimator_service.storage.database import Database
@@ -45,7 +46,7 @@ class Estimator:
     async def create_quote(self, request: estimator_pb2.CreateQuoteRequest, caller: Identity) -> quote_pb2.Quote:
         rules.check(request)
         workload = convert.workload(request.workload)
-        owner = _owner(request.owner, caller)
+        owner = owner_of(request.owner, caller)
         earlier = await self._quote_of_request(request, caller)
         if earlier:
             return await self._judged(earlier)
@@ -69,10 +70,8 @@ class Estimator:
     async def get_quote(self, request: estimator_pb2.GetQuoteRequest, caller: Identity) -> quote_pb2.Quote:
         rules.check(request)
         stored = await self._database.read(partial(quotes.get_quote, id=request.name.removeprefix("quotes/")))
-        if stored is None or not _visible(stored, caller):
-            raise EstimatorError(
-                "QUOTE_NOT_FOUND", f"There is no quote {request.name}.", metadata={"quote": request.name}
-            )
+        if stored is None or owner_seen(caller) not in ("", stored.owner):
+            raise QuoteNotFound(request.name)
         return await self._judged(stored)
 
     async def list_quotes(
@@ -80,7 +79,7 @@ class Estimator:
     ) -> estimator_pb2.ListQuotesResponse:
         rules.check(request)
         # Who may act for others sees all where no owner is named; everyone else sees their own.
-        owner = request.owner if caller.may_act_for_others else _owner(request.owner, caller)
+        owner = request.owner if caller.may_act_for_others else owner_of(request.owner, caller)
         before = pages.read_token(request.page_token, owner=owner) if request.page_token else None
         page = await self._database.read(
             partial(quotes.get_page, owner=owner, before=before, size=request.page_size or PAGE_SIZE)
@@ -214,16 +213,6 @@ class Estimator:
             now=now,
             expected_nanos=expected_nanos,
         )
-
-
-def _owner(asked: str, caller: Identity) -> str:
-    if asked and asked != caller.name and not caller.may_act_for_others:
-        raise EstimatorError("OWNER_FORBIDDEN", f"{caller.name} may not act for {asked}.", metadata={"owner": asked})
-    return asked or caller.name
-
-
-def _visible(stored: StoredQuote, caller: Identity) -> bool:
-    return caller.may_act_for_others or stored.owner == caller.name
 
 
 def _fingerprint(request: estimator_pb2.CreateQuoteRequest) -> str:
